@@ -1,0 +1,105 @@
+//! The key of a data set, from which the split and the fingerprint are derived.
+
+use std::fmt;
+
+use rand::TryRng;
+use rand::rngs::SysRng;
+
+use super::error::DataError;
+use super::table::Table;
+
+const SEED_CONTEXT: &str = "rldp 2026 data key from a seed, not private";
+const SPLIT_CONTEXT: &str = "rldp 2026 data key to split key";
+const FINGERPRINT_CONTEXT: &str = "rldp 2026 data key to fingerprint key";
+
+/// A secret of 32 bytes; `Debug` does not print it.
+///
+/// A private run draws one, keeps it in a file of its own that is not published (a resumed run needs the same split
+/// and the same fingerprint), and never writes it to ledger, log or report.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DataKey([u8; 32]);
+
+impl DataKey {
+    /// A fresh key from the operating system.
+    ///
+    /// # Errors
+    /// [`DataError::NoRandomness`].
+    pub fn random() -> Result<Self, DataError> {
+        let mut bytes = [0; 32];
+        SysRng
+            .try_fill_bytes(&mut bytes)
+            .map_err(|_| DataError::NoRandomness)?;
+        Ok(Self(bytes))
+    }
+
+    /// The key of a seeded run, which anyone can compute: such a run is not private.
+    #[must_use]
+    pub fn from_seed(seed: u64) -> Self {
+        Self(blake3::derive_key(SEED_CONTEXT, &seed.to_le_bytes()))
+    }
+
+    /// A key kept earlier.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The key, to be kept in a private file.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; 32] {
+        self.0
+    }
+
+    /// The key as 64 hexadecimal digits, to be kept in a private file.
+    #[must_use]
+    pub fn to_hex(&self) -> String {
+        blake3::Hash::from_bytes(self.0).to_hex().to_string()
+    }
+
+    /// A key written by [`DataKey::to_hex`].
+    ///
+    /// # Errors
+    /// [`DataError::BadKey`].
+    pub fn from_hex(text: &str) -> Result<Self, DataError> {
+        let hash = blake3::Hash::from_hex(text.trim()).map_err(|_| DataError::BadKey)?;
+        Ok(Self(*hash.as_bytes()))
+    }
+
+    pub(crate) fn split_key(&self) -> [u8; 32] {
+        blake3::derive_key(SPLIT_CONTEXT, &self.0)
+    }
+}
+
+impl fmt::Debug for DataKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("DataKey(..)")
+    }
+}
+
+/// A fingerprint of the whole table, by which a resumed run tells that its data are the same: 64 hexadecimal digits.
+///
+/// It covers column names, cells and the order of rows, but not the file's name, quoting or compression.
+///
+/// # Guarantee
+/// The hash is keyed. Whoever does not hold the key learns nothing from it, so a ledger that carries it may be
+/// published; a plain hash would let anyone who has all but one record confirm the last. In a seeded run the key is
+/// known and this does not hold.
+#[must_use]
+pub fn fingerprint(table: &Table, key: &DataKey) -> String {
+    let key = blake3::derive_key(FINGERPRINT_CONTEXT, &key.0);
+    let mut hasher = blake3::Hasher::new_keyed(&key);
+    let mut field = |text: &str| {
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    };
+    field(&table.columns().len().to_string());
+    for column in table.columns() {
+        field(column);
+    }
+    for row in 0..table.len() {
+        for cell in table.row(row) {
+            field(cell);
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
