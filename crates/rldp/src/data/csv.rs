@@ -17,8 +17,8 @@ pub(crate) fn parse(
         .delimiter(delimiter)
         .from_reader(text.as_bytes());
     let mut record = csv::StringRecord::new();
-    let mut last = Start::default();
-    if !next(source, &mut reader, &mut record, &mut last)? {
+    let mut last = Start { line: 1, byte: 0 };
+    if !next(source, text, &mut reader, &mut record, &mut last)? {
         return Err(DataError::Empty {
             file: source.to_owned(),
         });
@@ -34,7 +34,7 @@ pub(crate) fn parse(
     let columns = tidy_columns(record.iter(), &header)?;
     let width = columns.len();
     let mut table = TableBuilder::new(source, columns, limits.max_bytes);
-    while next(source, &mut reader, &mut record, &mut last)? {
+    while next(source, text, &mut reader, &mut record, &mut last)? {
         if record.len() != width {
             // A quote left open swallows what follows, which shows as a ragged record: say what it really is.
             check_closed(source, text, &last, delimiter)?;
@@ -58,14 +58,30 @@ pub(crate) fn parse(
 }
 
 /// Where a record starts.
-#[derive(Default)]
 struct Start {
     line: u64,
     byte: usize,
 }
 
+impl Start {
+    /// Moves on to the record that the parser found at `byte`. The parser counts the second half of a CRLF and blank
+    /// lines as part of what follows them, so lines are counted here.
+    fn advance(&mut self, text: &str, byte: usize) {
+        let bytes = text.as_bytes();
+        let blank = bytes.get(byte..).unwrap_or_default();
+        let skipped = blank
+            .iter()
+            .take_while(|byte| matches!(byte, b'\r' | b'\n'))
+            .count();
+        let passed = bytes.get(self.byte..byte + skipped).unwrap_or_default();
+        self.line += passed.iter().filter(|byte| **byte == b'\n').count() as u64;
+        self.byte = byte + skipped;
+    }
+}
+
 fn next(
     source: &str,
+    text: &str,
     reader: &mut csv::Reader<&[u8]>,
     record: &mut csv::StringRecord,
     start: &mut Start,
@@ -79,10 +95,7 @@ fn next(
         }),
     })?;
     if more && let Some(position) = record.position() {
-        *start = Start {
-            line: position.line(),
-            byte: position.byte() as usize,
-        };
+        start.advance(text, position.byte() as usize);
     }
     Ok(more)
 }
