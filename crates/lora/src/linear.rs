@@ -1,0 +1,56 @@
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::{Tensor, module::linear};
+
+use crate::LoraAdapter;
+
+/// A linear layer with frozen weights and an optional adapter.
+///
+/// The weight is held as `[in, out]`. Checkpoints that store `[out, in]` are loaded as a transposed
+/// view, which costs no copy.
+#[derive(Module, Debug)]
+pub struct LoraLinear {
+    /// The base weight, `[in, out]`.
+    pub weight: Param<Tensor<2>>,
+    /// The base bias, `[out]`.
+    pub bias: Option<Param<Tensor<1>>>,
+    /// The adapter, if the layer is a target.
+    pub adapter: Option<LoraAdapter>,
+    /// Whether the adapter is currently folded into the weight.
+    #[module(skip)]
+    pub(crate) merged: bool,
+}
+
+impl LoraLinear {
+    /// A layer without adapter. The weight is `[in, out]`.
+    pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
+        Self {
+            weight: Param::initialized(ParamId::new(), weight),
+            bias: bias.map(|bias| Param::initialized(ParamId::new(), bias)),
+            adapter: None,
+            merged: false,
+        }
+    }
+
+    /// `[in, out]`.
+    pub fn shape(&self) -> [usize; 2] {
+        self.weight.dims()
+    }
+
+    /// Whether the adapter is currently folded into the weight.
+    pub fn is_merged(&self) -> bool {
+        self.merged
+    }
+
+    /// `x W + bias + s (x A) B` for `x` of `[examples, time, in]`.
+    ///
+    /// # Panics
+    ///
+    /// If the adapter is expanded to a number of examples other than `x` has.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let (weight, bias) = (self.weight.val(), self.bias.as_ref().map(Param::val));
+        match self.adapter.as_ref().filter(|_| !self.merged) {
+            None => linear(x, weight, bias),
+            Some(adapter) => linear(x.clone(), weight, bias) + adapter.forward(x),
+        }
+    }
+}
