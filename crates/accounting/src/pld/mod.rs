@@ -1,0 +1,430 @@
+//! The privacy loss distribution of a composed sequence, with certified upper and lower bounds.
+//!
+//! Both directions of add/remove adjacency are composed separately; the larger epsilon counts.
+
+mod contour;
+mod loss;
+mod one_step;
+
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::adjacency::Adjacency;
+use crate::error::AccountingError;
+use crate::gaussian;
+use crate::segment::{check_delta, check_epsilon, merge, Segment};
+use crate::special::decreasing_root;
+use contour::Contour;
+use loss::{Direction, Loss};
+
+/// Relative margin on closed forms.
+const CLOSED_FORM_MARGIN: f64 = 1e-12;
+/// A contour is used while its certified relative gap in delta is below this.
+const GOOD_GAP: f64 = 1e-6;
+
+/// What a [`PldAccountant`] is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PldOptions {
+    /// Wanted width of the certified interval of epsilon, where the work for it is bearable. Usually it is far smaller.
+    pub epsilon_error: f64,
+    /// The neighbouring relation.
+    pub adjacency: Adjacency,
+}
+
+impl Default for PldOptions {
+    fn default() -> Self {
+        Self { epsilon_error: 1e-3, adjacency: Adjacency::AddRemove }
+    }
+}
+
+/// A certified interval that holds the true epsilon.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct EpsilonInterval {
+    /// Certified lower bound.
+    pub lower: f64,
+    /// Certified upper bound: the guarantee.
+    pub upper: f64,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Cache {
+    remove: Option<Contour>,
+    add: Option<Contour>,
+    /// Saddle and log moment of a Chernoff bound that keeps the add direction below the remove direction.
+    guard: Option<(f64, f64)>,
+}
+
+/// An accountant of privacy loss distributions, incremental in segments.
+///
+/// [`PldAccountant::compose`] multiplies one transform; asking for epsilon takes one inverse transform, at one point. Now and
+/// then, as the loss grows, the line of integration no longer fits and is laid anew over the distinct segments.
+#[derive(Debug)]
+pub struct PldAccountant {
+    options: PldOptions,
+    segments: Vec<Segment>,
+    cache: Mutex<Cache>,
+}
+
+impl Clone for PldAccountant {
+    fn clone(&self) -> Self {
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Self { options: self.options, segments: self.segments.clone(), cache: Mutex::new(cache) }
+    }
+}
+
+impl Default for PldAccountant {
+    fn default() -> Self {
+        Self::with_options(PldOptions::default())
+    }
+}
+
+impl PldAccountant {
+    /// An accountant with these options.
+    ///
+    /// # Errors
+    /// An `epsilon_error` that is not positive and finite.
+    pub fn new(options: PldOptions) -> Result<Self, AccountingError> {
+        let value = options.epsilon_error;
+        if !(value > 0.0 && value.is_finite()) {
+            return Err(AccountingError::NotPositive { name: "epsilon_error", value });
+        }
+        Ok(Self::with_options(options))
+    }
+
+    fn with_options(options: PldOptions) -> Self {
+        Self { options, segments: Vec::new(), cache: Mutex::new(Cache::default()) }
+    }
+
+    /// Adds a segment: one product of transforms, if a transform is at hand.
+    ///
+    /// # Errors
+    /// An overflow of steps, or an adjacency undefined for the segment.
+    pub fn compose(&mut self, segment: &Segment) -> Result<(), AccountingError> {
+        let segment = self.options.adjacency.as_add_remove(segment)?;
+        let key = |s: &Segment| (s.sampling_rate(), s.noise_multiplier());
+        let order = |s: &Segment| {
+            let ((a, b), (x, y)) = (key(s), key(&segment));
+            a.total_cmp(&x).then(b.total_cmp(&y))
+        };
+        match self.segments.binary_search_by(order) {
+            Ok(i) => {
+                let total = self.segments[i].steps().checked_add(segment.steps());
+                self.segments[i] = segment.with_steps(total.ok_or(AccountingError::StepsOverflow)?)?;
+            }
+            Err(i) => self.segments.insert(i, segment),
+        }
+        let cache = self.cache.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let one = Loss::upper(&[segment]);
+        for contour in [&mut cache.remove, &mut cache.add].into_iter().flatten() {
+            extend(contour, &one);
+        }
+        if let Some((c, k)) = &mut cache.guard {
+            *k += one.ln_moment(Direction::Add, *c);
+        }
+        Ok(())
+    }
+
+    /// The distinct segments, as add/remove segments.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Epsilon at `delta`.
+    ///
+    /// # Guarantee
+    /// The composition is (returned, delta)-DP, for segments fixed in advance and for a deck: the bound covers aliasing,
+    /// cut-off, quadrature and rounding, and is never above the Renyi bound at the order used.
+    ///
+    /// # Errors
+    /// Delta outside (0, 1), nothing composed, or a loss too large for the arithmetic.
+    pub fn epsilon_upper(&self, delta: f64) -> Result<f64, AccountingError> {
+        check_delta(delta)?;
+        if let Some(exact) = self.closed_form(delta)? {
+            return Ok(exact * (1.0 + CLOSED_FORM_MARGIN));
+        }
+        let loss = Loss::upper(&self.segments);
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let tolerance = 0.5 * self.options.epsilon_error;
+        let remove = upper_in(&loss, Direction::Remove, delta, tolerance, &mut cache.remove)?;
+        // The add direction is usually far below; a Chernoff bound shows it.
+        let ln_delta = delta.ln();
+        let below = |c: f64, k: f64| {
+            k * (1.0 + 1e-12) - c * remove + loss::ln_hockey_stick_factor(c) <= ln_delta
+        };
+        if remove > 0.0 {
+            if cache.guard.is_some_and(|(c, k)| below(c, k)) {
+                return Ok(remove);
+            }
+            if cache.add.is_none() {
+                let saddle = cache.remove.as_ref().map_or(1.0, Contour::saddle);
+                for factor in [1.3, 2.0, 0.8] {
+                    let c = saddle * factor;
+                    let k = loss.ln_moment(Direction::Add, c);
+                    if below(c, k) {
+                        cache.guard = Some((c, k));
+                        return Ok(remove);
+                    }
+                }
+            }
+        }
+        let add = upper_in(&loss, Direction::Add, delta, tolerance, &mut cache.add)?;
+        Ok(remove.max(add))
+    }
+
+    /// A certified lower bound on epsilon at `delta`.
+    ///
+    /// # Guarantee
+    /// The composition is not (e, delta)-DP for any e below the returned value.
+    ///
+    /// # Errors
+    /// As for [`PldAccountant::epsilon_upper`].
+    pub fn epsilon_lower(&self, delta: f64) -> Result<f64, AccountingError> {
+        check_delta(delta)?;
+        if self.segments.iter().all(|s| s.sampling_rate() == 1.0 || s.sampling_rate() == 0.0) || self.one_step().is_some()
+        {
+            return Ok(self.closed_form(delta)?.unwrap_or(0.0) * (1.0 - CLOSED_FORM_MARGIN));
+        }
+        let loss = Loss::lower(&self.segments);
+        let tolerance = 0.02 * self.options.epsilon_error;
+        let ln_delta = delta.ln();
+        let mut best: f64 = 0.0;
+        for direction in [Direction::Remove, Direction::Add] {
+            if loss.steps.is_empty() {
+                let mu = loss.mu2.sqrt();
+                best = best.max(gaussian::epsilon_for_mu(mu, delta)? * (1.0 - CLOSED_FORM_MARGIN));
+                continue;
+            }
+            let (c, chernoff) = loss.chernoff_epsilon(direction, ln_delta, 0.02);
+            // A direction whose upper bound is below what is certified already cannot help.
+            if !chernoff.is_finite() || chernoff <= best {
+                continue;
+            }
+            let contour = Contour::build(&loss, direction, c, ln_delta, None, tolerance);
+            let f = |e: f64| {
+                let d = contour.delta_lower(e);
+                if d > 0.0 { d.ln() - ln_delta } else { -1e3 }
+            };
+            let (at_best, at_high) = (f(best), f(chernoff));
+            if at_best > 0.0 && at_high <= 0.0 {
+                best = decreasing_root(f, (best, at_best), (chernoff, at_high), 1e-11).0;
+            }
+        }
+        Ok(best)
+    }
+
+    /// Both bounds.
+    ///
+    /// # Errors
+    /// As for [`PldAccountant::epsilon_upper`].
+    pub fn epsilon_interval(&self, delta: f64) -> Result<EpsilonInterval, AccountingError> {
+        let upper = self.epsilon_upper(delta)?;
+        Ok(EpsilonInterval { lower: self.epsilon_lower(delta)?.min(upper), upper })
+    }
+
+    /// delta at `epsilon`.
+    ///
+    /// # Guarantee
+    /// The composition is (epsilon, returned)-DP.
+    ///
+    /// # Errors
+    /// A negative or non-finite epsilon, or nothing composed.
+    pub fn delta_upper(&self, epsilon: f64) -> Result<f64, AccountingError> {
+        check_epsilon(epsilon)?;
+        self.check_any()?;
+        let loss = Loss::upper(&self.segments);
+        if loss.steps.is_empty() {
+            return Ok(margin_up(gaussian::ln_delta(epsilon, loss.mu2.sqrt())));
+        }
+        if let Some(s) = self.one_step() {
+            let (q, sigma) = (s.sampling_rate(), s.noise_multiplier());
+            let ln = one_step::ln_delta_remove(q, sigma, epsilon).max(one_step::ln_delta_add(q, sigma, epsilon));
+            return Ok(margin_up(ln));
+        }
+        let mut ln_worst = f64::NEG_INFINITY;
+        for direction in [Direction::Remove, Direction::Add] {
+            let (c, chernoff) = loss.chernoff_ln_delta(direction, epsilon, 0.02);
+            if chernoff.is_nan() {
+                return Err(AccountingError::Overflow);
+            }
+            if chernoff <= ln_worst {
+                continue;
+            }
+            let tolerance = 0.5 * self.options.epsilon_error;
+            let contour = Contour::build(&loss, direction, c, chernoff.min(-1e-3), Some(epsilon), tolerance);
+            let ln = contour.ln_delta_upper(epsilon).min(chernoff + 1e-12 * (chernoff.abs() + 1.0));
+            ln_worst = ln_worst.max(ln);
+        }
+        Ok(margin_up(ln_worst).min(1.0))
+    }
+
+    /// A certified lower bound on delta at `epsilon`.
+    ///
+    /// # Guarantee
+    /// The composition is not (epsilon, d)-DP for any d below the returned value.
+    ///
+    /// # Errors
+    /// As for [`PldAccountant::delta_upper`].
+    pub fn delta_lower(&self, epsilon: f64) -> Result<f64, AccountingError> {
+        check_epsilon(epsilon)?;
+        self.check_any()?;
+        let down = |ln: f64| ln.exp() * (1.0 - CLOSED_FORM_MARGIN * (1.0 + ln.abs().min(1e6)));
+        if let Some(s) = self.one_step() {
+            let (q, sigma) = (s.sampling_rate(), s.noise_multiplier());
+            return Ok(down(
+                one_step::ln_delta_remove(q, sigma, epsilon).max(one_step::ln_delta_add(q, sigma, epsilon)),
+            ));
+        }
+        let loss = Loss::lower(&self.segments);
+        if loss.steps.is_empty() {
+            return Ok(down(gaussian::ln_delta(epsilon, loss.mu2.sqrt())));
+        }
+        let tolerance = 0.02 * self.options.epsilon_error;
+        let mut best: f64 = 0.0;
+        for direction in [Direction::Remove, Direction::Add] {
+            let (c, chernoff) = loss.chernoff_ln_delta(direction, epsilon, 0.02);
+            if !chernoff.is_finite() || chernoff.exp() <= best {
+                continue;
+            }
+            let contour = Contour::build(&loss, direction, c, chernoff.min(-1e-3), Some(epsilon), tolerance);
+            best = best.max(contour.delta_lower(epsilon));
+        }
+        Ok(best)
+    }
+
+    fn check_any(&self) -> Result<(), AccountingError> {
+        if self.segments.is_empty() { Err(AccountingError::NoSegments) } else { Ok(()) }
+    }
+
+    /// The only step, if there is only one and it is subsampled.
+    fn one_step(&self) -> Option<Segment> {
+        let mut losing = self.segments.iter().filter(|s| s.sampling_rate() > 0.0);
+        match (losing.next(), losing.next()) {
+            (Some(s), None) if s.steps() == 1 && s.sampling_rate() < 1.0 => Some(*s),
+            _ => None,
+        }
+    }
+
+    /// Epsilon where a closed form exists: nothing sampled, plain Gaussians, one step.
+    fn closed_form(&self, delta: f64) -> Result<Option<f64>, AccountingError> {
+        self.check_any()?;
+        if let Some(s) = self.one_step() {
+            let (q, sigma) = (s.sampling_rate(), s.noise_multiplier());
+            let remove = invert(|e| one_step::ln_delta_remove(q, sigma, e) - delta.ln())?;
+            let add = invert(|e| one_step::ln_delta_add(q, sigma, e) - delta.ln())?;
+            return Ok(Some(remove.max(add)));
+        }
+        let loss = Loss::upper(&self.segments);
+        if !loss.mu2.is_finite() {
+            return Err(AccountingError::Overflow);
+        }
+        if loss.steps.is_empty() {
+            return gaussian::epsilon_for_mu(loss.mu2.sqrt(), delta).map(Some);
+        }
+        Ok(None)
+    }
+}
+
+fn margin_up(ln_delta: f64) -> f64 {
+    (ln_delta.exp() * (1.0 + CLOSED_FORM_MARGIN * (1.0 + ln_delta.abs().min(1e6)))).min(1.0)
+}
+
+/// Root of a decreasing function on [0, infinity), from above; 0 if it is not positive at 0.
+fn invert(mut f: impl FnMut(f64) -> f64) -> Result<f64, AccountingError> {
+    let at_zero = f(0.0);
+    if at_zero <= 0.0 {
+        return Ok(0.0);
+    }
+    let mut high = 1.0;
+    let mut at_high = f(high);
+    while !(at_high <= 0.0) {
+        high *= 4.0;
+        if !(high < 1e300) {
+            return Err(AccountingError::Overflow);
+        }
+        at_high = f(high);
+    }
+    Ok(decreasing_root(f, (0.0, at_zero), (high, at_high), 1e-15).1)
+}
+
+fn extend(contour: &mut Contour, more: &Loss) {
+    if more.mu2 > 0.0 {
+        contour.compose_gaussian(more.mu2);
+    }
+    for (step, n) in &more.steps {
+        contour.compose(step, *n);
+    }
+}
+
+/// Certified epsilon of one direction, by the contour at hand if it fits, else by a new one.
+fn upper_in(
+    loss: &Loss,
+    direction: Direction,
+    delta: f64,
+    tolerance: f64,
+    slot: &mut Option<Contour>,
+) -> Result<f64, AccountingError> {
+    let ln_delta = delta.ln();
+    let solve = |contour: &Contour, chernoff: f64| {
+        let f = |e: f64| contour.ln_delta_upper(e) - ln_delta;
+        let at_zero = f(0.0);
+        if at_zero <= 0.0 {
+            return 0.0;
+        }
+        // At the Chernoff epsilon the bound is met by construction; it is also what is left if rounding swamped the sum.
+        let at_high = f(chernoff).min(-1e-12);
+        decreasing_root(f, (0.0, at_zero), (chernoff, at_high), 1e-12).1
+    };
+    if let Some(contour) = slot.as_ref() {
+        let chernoff = contour.chernoff_epsilon(ln_delta);
+        if chernoff.is_finite() {
+            let epsilon = solve(contour, chernoff.max(0.0));
+            if contour.bounds(epsilon).relative_gap < GOOD_GAP && epsilon > 0.0 && contour.moved() <= tolerance {
+                return Ok(epsilon);
+            }
+        }
+    }
+    let (c, chernoff) = loss.chernoff_epsilon(direction, ln_delta, 0.02);
+    if !chernoff.is_finite() {
+        return Err(AccountingError::Overflow);
+    }
+    if chernoff <= 0.0 {
+        return Ok(0.0);
+    }
+    let contour = Contour::build(loss, direction, c, ln_delta, None, tolerance);
+    let epsilon = solve(&contour, chernoff);
+    *slot = Some(contour);
+    Ok(epsilon)
+}
+
+/// The tightest certified epsilon of a sequence fixed in advance (or a deck), add/remove adjacency.
+///
+/// # Guarantee
+/// The composition of the segments is (returned, delta)-DP; both directions, all numerical errors included.
+///
+/// # Errors
+/// No segments, delta outside (0, 1), or a loss too large for the arithmetic.
+pub fn epsilon_upper(segments: &[Segment], delta: f64) -> Result<f64, AccountingError> {
+    accountant(segments, PldOptions::default())?.epsilon_upper(delta)
+}
+
+/// The certified lower bound belonging to [`epsilon_upper`].
+///
+/// # Guarantee
+/// The composition is not (e, delta)-DP for any e below the returned value.
+///
+/// # Errors
+/// As for [`epsilon_upper`].
+pub fn epsilon_lower(segments: &[Segment], delta: f64) -> Result<f64, AccountingError> {
+    accountant(segments, PldOptions::default())?.epsilon_lower(delta)
+}
+
+/// An accountant with all these segments composed.
+///
+/// # Errors
+/// No segments, or as for [`PldAccountant::compose`].
+pub fn accountant(segments: &[Segment], options: PldOptions) -> Result<PldAccountant, AccountingError> {
+    let mut accountant = PldAccountant::new(options)?;
+    accountant.segments = merge(&options.adjacency.all_as_add_remove(segments)?)?;
+    Ok(accountant)
+}
