@@ -1,1 +1,6 @@
-//! placeholder until the first commit
+//! Differentially private fine-tuning of language models, steered by reinforcement learning.
+//!
+//! This crate ties the others together; each module says what it guarantees.
+
+pub mod data;
+pub mod report;

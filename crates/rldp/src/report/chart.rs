@@ -6,9 +6,9 @@ use super::markup::Markup;
 use super::number::{linear_ticks, log_ticks, short};
 use super::series::{HUGE, Series, median};
 
-const WIDTH: f64 = 640.0;
-const HEIGHT: f64 = 300.0;
-const LEFT: f64 = 66.0;
+const WIDTH: f64 = 560.0;
+const HEIGHT: f64 = 276.0;
+const LEFT: f64 = 74.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 44.0;

@@ -1,6 +1,6 @@
 //! Numbers for people: tick positions and short text.
 
-/// A value with at most `digits` significant digits, without trailing zeros: `0.00012` is `1.2e-4`.
+/// A value with at most `digits` significant digits, without trailing zeros: `0.000012` is `1.2e-5`.
 pub(crate) fn short(value: f64, digits: usize) -> String {
     if !value.is_finite() {
         return if value.is_nan() {
@@ -17,7 +17,7 @@ pub(crate) fn short(value: f64, digits: usize) -> String {
     let scientific = format!("{value:.precision$e}", precision = digits - 1);
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
-    if (-3..6).contains(&exponent) {
+    if (-4..6).contains(&exponent) {
         let decimals = (digits as i32 - 1 - exponent).max(0) as usize;
         trimmed(&format!("{value:.decimals$}")).to_owned()
     } else {

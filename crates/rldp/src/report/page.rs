@@ -171,10 +171,15 @@ fn charts(report: &RunReport) -> Vec<Chart> {
         note: note.to_owned(),
         ..Chart::new(title, "step", label, series.to_vec())
     };
+    let perplexity_note = if report.seed.is_some() {
+        "Held-out people; a seeded run may show exact figures"
+    } else {
+        "Held-out people, released as noisy means under a budget of their own"
+    };
     let mut charts = vec![
         chart(
             "Perplexity",
-            "Held-out people, released as noisy means under their own budget",
+            perplexity_note,
             "perplexity",
             &report.perplexity,
         ),
