@@ -1,6 +1,9 @@
 //! The key of a data set, from which the split and the fingerprint are derived.
 
 use std::fmt;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
 
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -63,6 +66,38 @@ impl DataKey {
     pub fn from_hex(text: &str) -> Result<Self, DataError> {
         let hash = blake3::Hash::from_hex(text.trim()).map_err(|_| DataError::BadKey)?;
         Ok(Self(*hash.as_bytes()))
+    }
+
+    /// Writes the key to a new file that, on Unix, only its owner can read. An existing file is never overwritten: its
+    /// run could not be resumed any more.
+    ///
+    /// # Errors
+    /// [`DataError::Io`], also when the file exists.
+    pub fn keep(&self, path: &Path) -> Result<(), DataError> {
+        let io_error = |source| DataError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(path).map_err(io_error)?;
+        writeln!(file, "{}", self.to_hex())
+            .and_then(|()| file.sync_all())
+            .map_err(io_error)
+    }
+
+    /// Reads a key written by [`DataKey::keep`].
+    ///
+    /// # Errors
+    /// [`DataError::Io`], [`DataError::BadKey`].
+    pub fn kept(path: &Path) -> Result<Self, DataError> {
+        let text = std::fs::read_to_string(path).map_err(|source| DataError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::from_hex(&text)
     }
 
     pub(crate) fn split_key(&self) -> [u8; 32] {

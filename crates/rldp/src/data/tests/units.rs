@@ -133,6 +133,34 @@ fn keys_round_trip_and_hide() {
 }
 
 #[test]
+fn a_kept_key_is_private_and_never_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.key");
+    let key = DataKey::random().unwrap();
+    key.keep(&path).unwrap();
+    assert_eq!(DataKey::kept(&path).unwrap(), key);
+    assert!(matches!(
+        DataKey::from_seed(1).keep(&path),
+        Err(DataError::Io { .. })
+    ));
+    assert_eq!(DataKey::kept(&path).unwrap(), key);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+    }
+    std::fs::write(&path, "SECRET").unwrap();
+    message(&DataKey::kept(&path).unwrap_err());
+    assert!(matches!(
+        DataKey::kept(&folder.path().join("absent")),
+        Err(DataError::Io { .. })
+    ));
+}
+
+#[test]
 fn fingerprints_see_every_change() {
     let key = DataKey::from_seed(1);
     let base = fingerprint(&table("a.csv", "a,b\n1,2\n3,4\n"), &key);
