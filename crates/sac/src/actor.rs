@@ -46,8 +46,15 @@ impl Gaussian {
     pub fn sample(&self, noise: Tensor<3>, reduction: AgentReduction) -> Sample {
         let pre_tanh = self.mean.clone() + self.log_std.clone().exp() * noise.clone();
         let normal = noise.square().mul_scalar(-0.5) - self.log_std.clone();
-        let log_prob = joint(normal.sub_scalar(HALF_LN_TWO_PI) - log_one_minus_tanh_squared(&pre_tanh), reduction);
-        Sample { action: pre_tanh.clone().tanh(), pre_tanh, log_prob }
+        let log_prob = joint(
+            normal.sub_scalar(HALF_LN_TWO_PI) - log_one_minus_tanh_squared(&pre_tanh),
+            reduction,
+        );
+        Sample {
+            action: pre_tanh.clone().tanh(),
+            pre_tanh,
+            log_prob,
+        }
     }
 
     /// Joint log-probability of given actions inside (-1, 1).
@@ -56,7 +63,10 @@ impl Gaussian {
         let pre_tanh = action.atanh();
         let noise = (pre_tanh.clone() - self.mean.clone()) / self.log_std.clone().exp();
         let normal = noise.square().mul_scalar(-0.5) - self.log_std.clone();
-        joint(normal.sub_scalar(HALF_LN_TWO_PI) - log_one_minus_tanh_squared(&pre_tanh), reduction)
+        joint(
+            normal.sub_scalar(HALF_LN_TWO_PI) - log_one_minus_tanh_squared(&pre_tanh),
+            reduction,
+        )
     }
 
     /// The action at the mean.
@@ -67,12 +77,17 @@ impl Gaussian {
 }
 
 fn log_one_minus_tanh_squared(u: &Tensor<3>) -> Tensor<3> {
-    (log_sigmoid(u.clone().mul_scalar(2.0)) - u.clone()).add_scalar(std::f64::consts::LN_2).mul_scalar(2.0)
+    (log_sigmoid(u.clone().mul_scalar(2.0)) - u.clone())
+        .add_scalar(std::f64::consts::LN_2)
+        .mul_scalar(2.0)
 }
 
 fn joint(log_prob: Tensor<3>, reduction: AgentReduction) -> Tensor<1> {
     let [batch, agents, dimensions] = log_prob.dims();
-    let summed = log_prob.reshape([batch, agents * dimensions]).sum_dim(1).reshape([batch]);
+    let summed = log_prob
+        .reshape([batch, agents * dimensions])
+        .sum_dim(1)
+        .reshape([batch]);
     match reduction {
         AgentReduction::Mean if agents > 1 => summed.div_scalar(agents as f64),
         _ => summed,
@@ -90,30 +105,49 @@ pub struct Actor {
 impl Actor {
     /// A randomly initialised actor (PyTorch's default ranges; near-zero heads under [`SacConfig::initial_std`]).
     #[must_use]
-    pub fn new(config: &SacConfig, obs_dim: usize, act_dim: usize, rng: &mut AgentRng, device: &Device) -> Self {
+    pub fn new(
+        config: &SacConfig,
+        obs_dim: usize,
+        act_dim: usize,
+        rng: &mut AgentRng,
+        device: &Device,
+    ) -> Self {
         let trunk = Trunk::random(1, obs_dim, &config.hidden, false, rng, device);
         let width = config.hidden.last().copied().unwrap_or(obs_dim);
-        let scale = if config.initial_std.is_some() { 0.01 } else { 1.0 };
+        let scale = if config.initial_std.is_some() {
+            0.01
+        } else {
+            1.0
+        };
         let mean = Dense::random([1, width, act_dim], scale, rng, device);
         let log_std = Dense::random([1, width, act_dim], scale, rng, device);
         let log_std = match config.initial_std {
             Some(std) => log_std.shift_bias(std.ln()),
             None => log_std,
         };
-        Self { trunk, mean, log_std }
+        Self {
+            trunk,
+            mean,
+            log_std,
+        }
     }
 
     /// The action distribution for observations `[batch, agents, obs_dim]`.
     #[must_use]
     pub fn forward(&self, observations: Tensor<3>) -> Gaussian {
         let [batch, agents, obs_dim] = observations.dims();
-        let hidden = self.trunk.forward(observations.reshape([1, batch * agents, obs_dim]), &[]);
+        let hidden = self
+            .trunk
+            .forward(observations.reshape([1, batch * agents, obs_dim]), &[]);
         let mean = self.mean.forward(hidden.clone());
         let act_dim = mean.dims()[2];
         let (low, high) = LOG_STD_RANGE;
         let log_std = self.log_std.forward(hidden).clamp(low, high);
         let shape = [batch, agents, act_dim];
-        Gaussian { mean: mean.reshape(shape), log_std: log_std.reshape(shape) }
+        Gaussian {
+            mean: mean.reshape(shape),
+            log_std: log_std.reshape(shape),
+        }
     }
 
     pub(crate) fn export(&self, map: &mut TensorMap) -> Result<(), SacError> {
@@ -137,5 +171,59 @@ impl Actor {
             mean: Dense::import(&prefix, "mu", sizes, map, device)?,
             log_std: Dense::import(&prefix, "log_std", sizes, map, device)?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use burn::tensor::TensorData;
+
+    use super::*;
+
+    #[test]
+    fn the_correction_holds_in_the_tails() {
+        // ln(1 - tanh(u)^2) = ln 4 - 2|u| - 2 ln(1 + exp(-2|u|)), here in f64.
+        let exact =
+            |u: f64| 2.0 * (std::f64::consts::LN_2 - u.abs() - (-2.0 * u.abs()).exp().ln_1p());
+        let points: Vec<f32> = (-120..=120).map(|i| i as f32 / 4.0).collect();
+        let count = points.len();
+        let tensor = Tensor::from_data(
+            TensorData::new(points.clone(), [count, 1, 1]),
+            &Device::default(),
+        );
+        let values = crate::net::host(log_one_minus_tanh_squared(&tensor)).unwrap();
+        for (u, value) in points.iter().zip(values) {
+            let exact = exact(f64::from(*u));
+            assert!(
+                (f64::from(value) - exact).abs() < 3e-6 * exact.abs().max(1.0),
+                "{u}: {value} against {exact}"
+            );
+        }
+    }
+
+    #[test]
+    fn densities_integrate_to_one() {
+        let device = Device::default();
+        let cube = |values: Vec<f32>| {
+            let count = values.len();
+            Tensor::<3>::from_data(TensorData::new(values, [count, 1, 1]), &device)
+        };
+        // Midpoint rule over the squashed action itself.
+        let cells = 20_000;
+        let actions: Vec<f32> = (0..cells)
+            .map(|i| ((2 * i + 1) as f64 / cells as f64 - 1.0) as f32)
+            .collect();
+        for (mean, log_std) in [(0.0, -1.0), (0.4, -0.7), (-0.3, -1.5)] {
+            let gaussian = Gaussian {
+                mean: cube(vec![mean; cells]),
+                log_std: cube(vec![log_std; cells]),
+            };
+            let log_prob = gaussian.log_prob(cube(actions.clone()), AgentReduction::Mean);
+            let densities = crate::net::host(log_prob).unwrap();
+            let total =
+                densities.iter().map(|&l| f64::from(l).exp()).sum::<f64>() * 2.0 / cells as f64;
+            assert!((total - 1.0).abs() < 1e-3, "{total}");
+        }
     }
 }

@@ -27,11 +27,17 @@ impl FlatAdam {
             .with_beta_2(BETA_2 as f32)
             .with_epsilon(EPSILON as f32)
             .build();
-        Self { rule, learning_rate, state: None }
+        Self {
+            rule,
+            learning_rate,
+            state: None,
+        }
     }
 
     pub(crate) fn step(&mut self, parameters: Tensor<1>, gradient: Tensor<1>) -> Tensor<1> {
-        let (parameters, state) = self.rule.step(self.learning_rate, parameters, gradient, self.state.take());
+        let (parameters, state) =
+            self.rule
+                .step(self.learning_rate, parameters, gradient, self.state.take());
         self.state = state;
         parameters
     }
@@ -43,7 +49,10 @@ impl FlatAdam {
 
     pub(crate) fn export(&self, name: &str, map: &mut TensorMap) -> Result<(), SacError> {
         if let Some(AdamState { momentum }) = &self.state {
-            for (part, tensor) in [("moment_1", &momentum.moment_1), ("moment_2", &momentum.moment_2)] {
+            for (part, tensor) in [
+                ("moment_1", &momentum.moment_1),
+                ("moment_2", &momentum.moment_2),
+            ] {
                 let values = host(tensor.clone())?;
                 map.insert(format!("{name}.{part}"), vec![values.len()], values);
             }

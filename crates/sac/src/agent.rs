@@ -2,12 +2,14 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
+use crate::batch::UpdateReport;
 use crate::config::SacConfig;
 use crate::error::SacError;
-use crate::learner::{Learner, UpdateReport, check_size};
+use crate::learner::{Learner, check_size};
 use crate::net::host;
 use crate::normalize::{RewardScale, RunningNormalizer};
-use crate::replay::{ReplayBuffer, ReplayShape, StepAccumulator};
+use crate::nstep::StepAccumulator;
+use crate::replay::{ReplayBuffer, ReplayShape};
 use crate::rng::{AgentRng, Stream};
 use crate::transition::{Observation, Transition, check_action_range, check_reward, flatten_rows};
 
@@ -65,21 +67,36 @@ impl Sac {
     /// # Errors
     ///
     /// [`SacError::Shape`] or [`SacError::NonFinite`] for a bad observation.
-    pub fn act(&mut self, observation: &Observation, explore: bool) -> Result<Vec<Vec<f32>>, SacError> {
+    pub fn act(
+        &mut self,
+        observation: &Observation,
+        explore: bool,
+    ) -> Result<Vec<Vec<f32>>, SacError> {
         let agents = observation.agents.len();
         let act_dim = self.learner.act_dim();
         if agents == 0 {
-            return Err(SacError::Shape { what: "number of agents", actual: 0, expected: 1 });
+            return Err(SacError::Shape {
+                what: "number of agents",
+                actual: 0,
+                expected: 1,
+            });
         }
         let input = self.observation_tensor(observation)?;
         let values = if explore && self.is_warming_up() {
-            (0..agents * act_dim).map(|_| (2.0 * self.explore_rng.uniform() - 1.0) as f32).collect()
+            (0..agents * act_dim)
+                .map(|_| (2.0 * self.explore_rng.uniform() - 1.0) as f32)
+                .collect()
         } else {
             let distribution = self.learner.distribution(input);
             let actions = if explore {
-                let noise = TensorData::new(self.explore_rng.normals(agents * act_dim), [1, agents, act_dim]);
+                let noise = TensorData::new(
+                    self.explore_rng.normals(agents * act_dim),
+                    [1, agents, act_dim],
+                );
                 let noise = Tensor::from_data(noise, self.learner.device());
-                distribution.sample(noise, self.config().joint_log_prob).action
+                distribution
+                    .sample(noise, self.config().joint_log_prob)
+                    .action
             } else {
                 distribution.mode()
             };
@@ -90,12 +107,21 @@ impl Sac {
 
     fn observation_tensor(&self, observation: &Observation) -> Result<Tensor<3>, SacError> {
         let obs_dim = self.learner.obs_dim();
-        let mut values = flatten_rows("observation", "observation features", &observation.agents, obs_dim)?;
+        let mut values = flatten_rows(
+            "observation",
+            "observation features",
+            &observation.agents,
+            obs_dim,
+        )?;
         if self.config().normalize_observations {
-            self.normalizer.apply(&mut values, self.config().normalized_limit);
+            self.normalizer
+                .apply(&mut values, self.config().normalized_limit);
         }
         let shape = [1, observation.agents.len(), obs_dim];
-        Ok(Tensor::from_data(TensorData::new(values, shape), self.learner.device()))
+        Ok(Tensor::from_data(
+            TensorData::new(values, shape),
+            self.learner.device(),
+        ))
     }
 
     /// Takes in one step of the environment.
@@ -105,28 +131,58 @@ impl Sac {
     /// [`SacError::NonFinite`], [`SacError::ActionRange`] or [`SacError::Shape`] with the offending value; then the agent
     /// is as it was.
     pub fn observe(&mut self, transition: Transition) -> Result<(), SacError> {
-        let Transition { observation, action, reward, next_observation, terminated, truncated } = transition;
+        let Transition {
+            observation,
+            action,
+            reward,
+            next_observation,
+            terminated,
+            truncated,
+        } = transition;
         let shape = ReplayShape {
             agents: observation.agents.len(),
             obs_dim: self.learner.obs_dim(),
             act_dim: self.learner.act_dim(),
         };
-        let expected = self.replay.as_ref().map_or(shape.agents.max(1), |replay| replay.shape().agents);
+        let expected = self
+            .replay
+            .as_ref()
+            .map_or(shape.agents.max(1), |replay| replay.shape().agents);
         check_size("number of agents", shape.agents, expected)?;
         check_size("number of action rows", action.len(), shape.agents)?;
-        check_size("number of agents in the next observation", next_observation.agents.len(), shape.agents)?;
-        let before = flatten_rows("observation", "observation features", &observation.agents, shape.obs_dim)?;
+        check_size(
+            "number of agents in the next observation",
+            next_observation.agents.len(),
+            shape.agents,
+        )?;
+        let before = flatten_rows(
+            "observation",
+            "observation features",
+            &observation.agents,
+            shape.obs_dim,
+        )?;
         let action = flatten_rows("action", "action dimensions", &action, shape.act_dim)?;
         check_action_range(&action, shape.act_dim)?;
         let name = "next observation";
-        let after = flatten_rows(name, "next observation features", &next_observation.agents, shape.obs_dim)?;
+        let after = flatten_rows(
+            name,
+            "next observation features",
+            &next_observation.agents,
+            shape.obs_dim,
+        )?;
         check_reward(reward)?;
 
-        before.chunks(shape.obs_dim).for_each(|row| self.normalizer.observe(row));
+        before
+            .chunks(shape.obs_dim)
+            .for_each(|row| self.normalizer.observe(row));
         self.reward_scale.observe(reward, terminated || truncated);
         let capacity = self.config().replay_capacity;
-        let stored = self.accumulator.push(before, action, reward, &after, terminated, truncated);
-        let replay = self.replay.get_or_insert_with(|| ReplayBuffer::new(capacity, shape));
+        let stored = self
+            .accumulator
+            .push(before, action, reward, &after, terminated, truncated);
+        let replay = self
+            .replay
+            .get_or_insert_with(|| ReplayBuffer::new(capacity, shape));
         for transition in &stored {
             replay.push(transition)?;
         }
@@ -144,14 +200,28 @@ impl Sac {
         for _ in 0..updates {
             let config = self.learner.config();
             let limit = config.normalized_limit;
-            let normalizer = config.normalize_observations.then_some((&self.normalizer, limit));
-            let scale = config.normalize_rewards.then(|| (self.reward_scale.divisor(), limit));
+            let normalizer = config
+                .normalize_observations
+                .then_some((&self.normalizer, limit));
+            let scale = config
+                .normalize_rewards
+                .then(|| (self.reward_scale.divisor(), limit));
             let replay = self.replay.as_ref().ok_or(SacError::EmptyReplay)?;
             let device = self.learner.device();
-            let batch = replay.sample(config.batch_size, normalizer, scale, &mut self.learn_rng, device)?;
+            let batch = replay.sample(
+                config.batch_size,
+                normalizer,
+                scale,
+                &mut self.learn_rng,
+                device,
+            )?;
             reports.push(self.learner.update(&batch, &mut self.learn_rng)?);
         }
-        Ok(UpdateReport::mean(&reports, self.alpha(), self.learner.updates()))
+        Ok(UpdateReport::mean(
+            &reports,
+            self.alpha(),
+            self.learner.updates(),
+        ))
     }
 
     /// Makes the [configured](SacConfig::updates_per_step) number of updates; `None` while still collecting the first
@@ -222,8 +292,10 @@ impl UpdateReport {
             0 => None,
             count => Some(values.iter().sum::<f64>() / count as f64),
         };
-        let all = |field: fn(&Self) -> f64| mean(reports.iter().map(field).collect()).unwrap_or(0.0);
-        let some = |field: fn(&Self) -> Option<f64>| mean(reports.iter().filter_map(field).collect());
+        let all =
+            |field: fn(&Self) -> f64| mean(reports.iter().map(field).collect()).unwrap_or(0.0);
+        let some =
+            |field: fn(&Self) -> Option<f64>| mean(reports.iter().filter_map(field).collect());
         Self {
             critic_loss: all(|report| report.critic_loss),
             actor_loss: some(|report| report.actor_loss),
@@ -238,5 +310,8 @@ impl UpdateReport {
 
 pub(crate) fn to_action_rows(values: &[f32], act_dim: usize) -> Vec<Vec<f32>> {
     let inside = |value: &f32| value.clamp(-1.0 + ACTION_MARGIN, 1.0 - ACTION_MARGIN);
-    values.chunks(act_dim).map(|row| row.iter().map(inside).collect()).collect()
+    values
+        .chunks(act_dim)
+        .map(|row| row.iter().map(inside).collect())
+        .collect()
 }

@@ -2,13 +2,15 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_rl::{
-    Batchable, LearnerTransitionBatch, PolicyLearner, PolicyState, RLTrainOutput, SliceAccess, TransitionBuffer,
+    Batchable, LearnerTransitionBatch, PolicyLearner, PolicyState, RLTrainOutput, SliceAccess,
+    TransitionBuffer,
 };
 
 use crate::actor::{Actor, Gaussian};
+use crate::batch::{Batch, UpdateReport};
 use crate::config::AgentReduction;
 use crate::error::SacError;
-use crate::learner::{Batch, Learner, UpdateReport};
+use crate::learner::Learner;
 use crate::replay::{ReplayBuffer, ReplayShape};
 use crate::rng::AgentRng;
 
@@ -42,18 +44,25 @@ impl SliceAccess for AgentRows {
     }
 
     fn slice_assign_inplace(&mut self, index: usize, value: Self) {
-        self.0.inplace(|tensor| tensor.slice_assign(index..index + 1, value.0));
+        self.0
+            .inplace(|tensor| tensor.slice_assign(index..index + 1, value.0));
     }
 }
 
 impl Batchable for Gaussian {
     fn batch(rows: Vec<Self>) -> Self {
         let (mean, log_std) = rows.into_iter().map(|row| (row.mean, row.log_std)).unzip();
-        Self { mean: Tensor::cat(mean, 0), log_std: Tensor::cat(log_std, 0) }
+        Self {
+            mean: Tensor::cat(mean, 0),
+            log_std: Tensor::cat(log_std, 0),
+        }
     }
 
     fn unbatch(self) -> Vec<Self> {
-        split(self.mean).zip(split(self.log_std)).map(|(mean, log_std)| Self { mean, log_std }).collect()
+        split(self.mean)
+            .zip(split(self.log_std))
+            .map(|(mean, log_std)| Self { mean, log_std })
+            .collect()
     }
 }
 
@@ -100,7 +109,9 @@ impl burn_rl::Policy for SacPolicy {
             distribution.mode()
         } else {
             let noise = TensorData::new(self.rng.normals(shape.iter().product()), shape);
-            distribution.sample(Tensor::from_data(noise, &device), self.reduction).action
+            distribution
+                .sample(Tensor::from_data(noise, &device), self.reduction)
+                .action
         };
         (AgentRows(action), vec![(); shape[0]])
     }
@@ -119,7 +130,10 @@ impl burn_rl::Policy for SacPolicy {
     }
 
     fn load_record(self, record: Actor) -> Self {
-        Self { actor: record, ..self }
+        Self {
+            actor: record,
+            ..self
+        }
     }
 }
 
@@ -134,7 +148,10 @@ impl SacTrainer {
     /// Wraps a learner.
     #[must_use]
     pub fn new(learner: Learner, seed: u64) -> Self {
-        Self { learner, rng: AgentRng::new(seed) }
+        Self {
+            learner,
+            rng: AgentRng::new(seed),
+        }
     }
 
     /// The learner inside.
@@ -165,12 +182,15 @@ impl PolicyLearner for SacTrainer {
             discounts: (line(input.dones).neg() + 1.0).mul_scalar(discount),
         };
         let item = self.learner.update(&batch, &mut self.rng);
-        RLTrainOutput { policy: SacPolicyState(self.learner.actor().clone()), item }
+        RLTrainOutput {
+            policy: SacPolicyState(self.learner.frozen_actor().clone()),
+            item,
+        }
     }
 
     fn policy(&self) -> SacPolicy {
         SacPolicy {
-            actor: self.learner.actor().clone(),
+            actor: self.learner.frozen_actor().clone(),
             reduction: self.learner.config().joint_log_prob,
             rng: self.rng.clone(),
         }
@@ -185,7 +205,10 @@ impl PolicyLearner for SacTrainer {
     }
 
     fn load_record(self, record: Learner) -> Self {
-        Self { learner: record, ..self }
+        Self {
+            learner: record,
+            ..self
+        }
     }
 
     fn device(&self) -> Device {
@@ -198,9 +221,16 @@ impl ReplayBuffer {
     /// flag for the end, and no discount.
     #[must_use]
     pub fn to_burn_rl(&self, device: &Device) -> TransitionBuffer<AgentRows, AgentRows> {
-        let ReplayShape { agents, obs_dim, act_dim } = self.shape();
+        let ReplayShape {
+            agents,
+            obs_dim,
+            act_dim,
+        } = self.shape();
         let rows = |values, width| {
-            AgentRows(Tensor::from_data(TensorData::new::<f32, _>(values, [1, agents, width]), device))
+            AgentRows(Tensor::from_data(
+                TensorData::new::<f32, _>(values, [1, agents, width]),
+                device,
+            ))
         };
         let mut buffer = TransitionBuffer::new(self.capacity(), device);
         for stored in self.in_order() {

@@ -10,7 +10,8 @@ use crate::config::SacConfig;
 use crate::error::SacError;
 use crate::learner::{Learner, LearnerState};
 use crate::normalize::{RewardScale, RunningNormalizer};
-use crate::replay::{ReplayBuffer, ReplayState, StepAccumulator};
+use crate::nstep::StepAccumulator;
+use crate::replay::{ReplayBuffer, ReplayState};
 use crate::rng::{AgentRng, RngState};
 use crate::tensors::{self, TensorMap};
 
@@ -66,7 +67,8 @@ impl Sac {
             steps: self.steps,
             pretrained: self.pretrained,
         };
-        let text = serde_json::to_string(&header).map_err(|error| format_error(path, error.to_string()))?;
+        let text = serde_json::to_string(&header)
+            .map_err(|error| format_error(path, error.to_string()))?;
         tensors::write(path, &map, KEY, text)
     }
 
@@ -78,16 +80,31 @@ impl Sac {
     pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<Self, SacError> {
         let path = path.as_ref();
         let (map, text) = tensors::read(path, KEY, WHAT)?;
-        let header: Header = serde_json::from_str(&text).map_err(|error| format_error(path, error.to_string()))?;
+        let header: Header =
+            serde_json::from_str(&text).map_err(|error| format_error(path, error.to_string()))?;
         if header.version != VERSION {
-            return Err(format_error(path, format!("version {} (this crate reads {VERSION})", header.version)));
+            return Err(format_error(
+                path,
+                format!("version {} (this crate reads {VERSION})", header.version),
+            ));
         }
         let rng = |state: &RngState| {
-            AgentRng::from_state(state).ok_or_else(|| format_error(path, "damaged random state".to_owned()))
+            AgentRng::from_state(state)
+                .ok_or_else(|| format_error(path, "damaged random state".to_owned()))
         };
         Ok(Self {
-            learner: Learner::restore(header.config, header.obs_dim, header.act_dim, header.learner, &map, device)?,
-            replay: header.replay.map(|state| ReplayBuffer::restore(&state, &map)).transpose()?,
+            learner: Learner::restore(
+                header.config,
+                header.obs_dim,
+                header.act_dim,
+                header.learner,
+                &map,
+                device,
+            )?,
+            replay: header
+                .replay
+                .map(|state| ReplayBuffer::restore(&state, &map))
+                .transpose()?,
             accumulator: header.accumulator,
             normalizer: header.normalizer,
             reward_scale: header.reward_scale,
@@ -100,5 +117,9 @@ impl Sac {
 }
 
 fn format_error(path: &Path, reason: String) -> SacError {
-    SacError::Format { path: path.to_owned(), expected: WHAT, reason }
+    SacError::Format {
+        path: path.to_owned(),
+        expected: WHAT,
+        reason,
+    }
 }

@@ -185,7 +185,12 @@ impl SacConfig {
 
     /// Sets the number of critics, how many of them form a target, and what the actor climbs.
     #[must_use]
-    pub fn with_critics(mut self, critics: usize, target_critics: usize, objective: ActorObjective) -> Self {
+    pub fn with_critics(
+        mut self,
+        critics: usize,
+        target_critics: usize,
+        objective: ActorObjective,
+    ) -> Self {
         self.critics = critics;
         self.target_critics = target_critics;
         self.actor_objective = objective;
@@ -236,14 +241,33 @@ impl SacConfig {
     pub fn validate(&self) -> Result<(), SacError> {
         let check = |ok: bool, name: &'static str, value: String, expected: &'static str| match ok {
             true => Ok(()),
-            false => Err(SacError::Config { name, value, expected }),
+            false => Err(SacError::Config {
+                name,
+                value,
+                expected,
+            }),
         };
         let positive = |x: f64| x.is_finite() && x > 0.0;
         let layers_ok = !self.hidden.is_empty() && self.hidden.iter().all(|&width| width > 0);
-        check(layers_ok, "hidden", format!("{:?}", self.hidden), "at least one layer, every width above 0")?;
-        check((0.0..=1.0).contains(&self.discount), "discount", self.discount.to_string(), "0 to 1")?;
+        check(
+            layers_ok,
+            "hidden",
+            format!("{:?}", self.hidden),
+            "at least one layer, every width above 0",
+        )?;
+        check(
+            (0.0..=1.0).contains(&self.discount),
+            "discount",
+            self.discount.to_string(),
+            "0 to 1",
+        )?;
         let rate_ok = positive(self.target_rate) && self.target_rate <= 1.0;
-        check(rate_ok, "target_rate", self.target_rate.to_string(), "above 0, at most 1")?;
+        check(
+            rate_ok,
+            "target_rate",
+            self.target_rate.to_string(),
+            "above 0, at most 1",
+        )?;
         for (name, value) in [
             ("actor_learning_rate", self.actor_learning_rate),
             ("critic_learning_rate", self.critic_learning_rate),
@@ -252,7 +276,12 @@ impl SacConfig {
             ("normalized_limit", self.normalized_limit),
             ("initial_std", self.initial_std.unwrap_or(1.0)),
         ] {
-            check(positive(value), name, value.to_string(), "a positive number")?;
+            check(
+                positive(value),
+                name,
+                value.to_string(),
+                "a positive number",
+            )?;
         }
         for (name, value) in [
             ("batch_size", self.batch_size),
@@ -263,11 +292,31 @@ impl SacConfig {
         ] {
             check(value > 0, name, value.to_string(), "at least 1")?;
         }
-        check(self.actor_period > 0, "actor_period", self.actor_period.to_string(), "at least 1")?;
+        check(
+            self.actor_period > 0,
+            "actor_period",
+            self.actor_period.to_string(),
+            "at least 1",
+        )?;
         let subset_ok = (1..=self.critics).contains(&self.target_critics);
-        check(subset_ok, "target_critics", self.target_critics.to_string(), "1 to `critics`")?;
-        check((0.0..1.0).contains(&self.dropout), "dropout", self.dropout.to_string(), "0 or above, below 1")?;
+        check(
+            subset_ok,
+            "target_critics",
+            self.target_critics.to_string(),
+            "1 to `critics`",
+        )?;
+        check(
+            (0.0..1.0).contains(&self.dropout),
+            "dropout",
+            self.dropout.to_string(),
+            "0 or above, below 1",
+        )?;
         let entropy = self.target_entropy.unwrap_or(0.0);
-        check(entropy.is_finite(), "target_entropy", entropy.to_string(), "a finite number")
+        check(
+            entropy.is_finite(),
+            "target_entropy",
+            entropy.to_string(),
+            "a finite number",
+        )
     }
 }

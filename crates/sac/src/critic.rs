@@ -30,8 +30,19 @@ impl DropoutMasks {
         let keep = (1.0 / (1.0 - config.dropout)) as f32;
         let masks = config.hidden.iter().map(|&width| {
             let count = config.critics * rows * width;
-            let values = (0..count).map(|_| if rng.uniform() < config.dropout { 0.0 } else { keep }).collect();
-            Tensor::from_data(TensorData::new::<f32, _>(values, [config.critics, rows, width]), device)
+            let values = (0..count)
+                .map(|_| {
+                    if rng.uniform() < config.dropout {
+                        0.0
+                    } else {
+                        keep
+                    }
+                })
+                .collect();
+            Tensor::from_data(
+                TensorData::new::<f32, _>(values, [config.critics, rows, width]),
+                device,
+            )
         });
         Self(masks.collect())
     }
@@ -40,26 +51,49 @@ impl DropoutMasks {
 impl Critics {
     /// Randomly initialised critics.
     #[must_use]
-    pub fn new(config: &SacConfig, obs_dim: usize, act_dim: usize, rng: &mut AgentRng, device: &Device) -> Self {
+    pub fn new(
+        config: &SacConfig,
+        obs_dim: usize,
+        act_dim: usize,
+        rng: &mut AgentRng,
+        device: &Device,
+    ) -> Self {
         let inputs = obs_dim + act_dim;
         let width = config.hidden.last().copied().unwrap_or(inputs);
         Self {
-            trunk: Trunk::random(config.critics, inputs, &config.hidden, config.layer_norm, rng, device),
+            trunk: Trunk::random(
+                config.critics,
+                inputs,
+                &config.hidden,
+                config.layer_norm,
+                rng,
+                device,
+            ),
             out: Dense::random([config.critics, width, 1], 1.0, rng, device),
         }
     }
 
     /// Values `[critics, batch]` of observations `[batch, agents, obs_dim]` and actions `[batch, agents, act_dim]`.
     #[must_use]
-    pub fn forward(&self, observations: Tensor<3>, actions: Tensor<3>, masks: &DropoutMasks) -> Tensor<2> {
+    pub fn forward(
+        &self,
+        observations: Tensor<3>,
+        actions: Tensor<3>,
+        masks: &DropoutMasks,
+    ) -> Tensor<2> {
         let inputs = Tensor::cat(vec![observations, actions], 2);
         let [batch, agents, width] = inputs.dims();
-        let hidden = self.trunk.forward(inputs.reshape([1, batch * agents, width]), &masks.0);
+        let hidden = self
+            .trunk
+            .forward(inputs.reshape([1, batch * agents, width]), &masks.0);
         let values = self.out.forward(hidden);
         let members = values.dims()[0];
         match agents {
             1 => values.reshape([members, batch]),
-            _ => values.reshape([members, batch, agents]).mean_dim(2).reshape([members, batch]),
+            _ => values
+                .reshape([members, batch, agents])
+                .mean_dim(2)
+                .reshape([members, batch]),
         }
     }
 
@@ -77,7 +111,14 @@ impl Critics {
     ) -> Result<Self, SacError> {
         let width = config.hidden.last().copied().unwrap_or(inputs);
         Ok(Self {
-            trunk: Trunk::import(prefixes, inputs, &config.hidden, config.layer_norm, map, device)?,
+            trunk: Trunk::import(
+                prefixes,
+                inputs,
+                &config.hidden,
+                config.layer_norm,
+                map,
+                device,
+            )?,
             out: Dense::import(prefixes, "out", [width, 1], map, device)?,
         })
     }

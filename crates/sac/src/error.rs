@@ -29,7 +29,9 @@ pub enum SacError {
         feature: usize,
     },
     /// An action component lies outside [-1, 1].
-    #[error("action component {value} of agent {agent}, dimension {dimension}, lies outside [-1, 1]")]
+    #[error(
+        "action component {value} of agent {agent}, dimension {dimension}, lies outside [-1, 1]"
+    )]
     ActionRange {
         /// The offending value.
         value: f64,

@@ -30,10 +30,19 @@ impl Dense {
     }
 
     /// Uniform in plus or minus `scale / sqrt(inputs)`, weights and biases alike (PyTorch's default at scale 1).
-    pub(crate) fn random(sizes: [usize; 3], scale: f64, rng: &mut AgentRng, device: &Device) -> Self {
+    pub(crate) fn random(
+        sizes: [usize; 3],
+        scale: f64,
+        rng: &mut AgentRng,
+        device: &Device,
+    ) -> Self {
         let [members, inputs, outputs] = sizes;
         let bound = scale / (inputs as f64).sqrt();
-        let mut draw = |count: usize| (0..count).map(|_| ((2.0 * rng.uniform() - 1.0) * bound) as f32).collect();
+        let mut draw = |count: usize| {
+            (0..count)
+                .map(|_| ((2.0 * rng.uniform() - 1.0) * bound) as f32)
+                .collect()
+        };
         let weight = draw(members * inputs * outputs);
         let bias = draw(members * outputs);
         Self::from_values(sizes, weight, bias, device)
@@ -41,7 +50,9 @@ impl Dense {
 
     /// Adds a constant to every bias.
     pub(crate) fn shift_bias(mut self, shift: f64) -> Self {
-        self.bias = self.bias.map(|bias| bias.detach().add_scalar(shift).detach().require_grad());
+        self.bias = self
+            .bias
+            .map(|bias| bias.detach().add_scalar(shift).detach().require_grad());
         self
     }
 
@@ -49,14 +60,24 @@ impl Dense {
         x.matmul(self.weight.val()) + self.bias.val()
     }
 
-    pub(crate) fn export(&self, prefixes: &[String], layer: &str, map: &mut TensorMap) -> Result<(), SacError> {
+    pub(crate) fn export(
+        &self,
+        prefixes: &[String],
+        layer: &str,
+        map: &mut TensorMap,
+    ) -> Result<(), SacError> {
         let [_, inputs, outputs] = self.weight.val().dims();
         let weight = host(self.weight.val())?;
         let bias = host(self.bias.val())?;
         for (member, prefix) in prefixes.iter().enumerate() {
             let base = member * inputs * outputs;
-            let transposed = (0..outputs * inputs).map(|k| weight[base + (k % inputs) * outputs + k / inputs]);
-            map.insert(format!("{prefix}.{layer}.weight"), vec![outputs, inputs], transposed.collect());
+            let transposed =
+                (0..outputs * inputs).map(|k| weight[base + (k % inputs) * outputs + k / inputs]);
+            map.insert(
+                format!("{prefix}.{layer}.weight"),
+                vec![outputs, inputs],
+                transposed.collect(),
+            );
             let values = bias[member * outputs..(member + 1) * outputs].to_vec();
             map.insert(format!("{prefix}.{layer}.bias"), vec![outputs], values);
         }
@@ -74,10 +95,17 @@ impl Dense {
         let mut bias = Vec::with_capacity(prefixes.len() * outputs);
         for prefix in prefixes {
             let values = map.get(&format!("{prefix}.{layer}.weight"), &[outputs, inputs])?;
-            weight.extend((0..inputs * outputs).map(|k| values[(k % outputs) * inputs + k / outputs]));
+            weight.extend(
+                (0..inputs * outputs).map(|k| values[(k % outputs) * inputs + k / outputs]),
+            );
             bias.extend_from_slice(map.get(&format!("{prefix}.{layer}.bias"), &[outputs])?);
         }
-        Ok(Self::from_values([prefixes.len(), inputs, outputs], weight, bias, device))
+        Ok(Self::from_values(
+            [prefixes.len(), inputs, outputs],
+            weight,
+            bias,
+            device,
+        ))
     }
 }
 
@@ -122,8 +150,15 @@ impl Trunk {
     ) -> Self {
         let sizes = layer_sizes(inputs, hidden);
         Self {
-            layers: sizes.iter().map(|&[i, o]| Dense::random([members, i, o], 1.0, rng, device)).collect(),
-            norms: hidden.iter().filter(|_| layer_norm).map(|&width| Norm::new(members, width, device)).collect(),
+            layers: sizes
+                .iter()
+                .map(|&[i, o]| Dense::random([members, i, o], 1.0, rng, device))
+                .collect(),
+            norms: hidden
+                .iter()
+                .filter(|_| layer_norm)
+                .map(|&width| Norm::new(members, width, device))
+                .collect(),
         }
     }
 
@@ -151,7 +186,11 @@ impl Trunk {
                 let width = parameter.val().dims()[2];
                 let values = host(parameter.val())?;
                 for (prefix, member) in prefixes.iter().zip(values.chunks(width)) {
-                    map.insert(format!("{prefix}.ln{}.{name}", index + 1), vec![width], member.to_vec());
+                    map.insert(
+                        format!("{prefix}.ln{}.{name}", index + 1),
+                        vec![width],
+                        member.to_vec(),
+                    );
                 }
             }
         }
@@ -169,17 +208,28 @@ impl Trunk {
         let mut layers = Vec::new();
         let mut norms = Vec::new();
         for (index, sizes) in layer_sizes(inputs, hidden).into_iter().enumerate() {
-            layers.push(Dense::import(prefixes, &format!("fc{}", index + 1), sizes, map, device)?);
+            layers.push(Dense::import(
+                prefixes,
+                &format!("fc{}", index + 1),
+                sizes,
+                map,
+                device,
+            )?);
             if layer_norm {
                 let width = sizes[1];
                 let load = |name: &str| -> Result<Param<Tensor<3>>, SacError> {
                     let mut values = Vec::with_capacity(prefixes.len() * width);
                     for prefix in prefixes {
-                        values.extend_from_slice(map.get(&format!("{prefix}.ln{}.{name}", index + 1), &[width])?);
+                        values.extend_from_slice(
+                            map.get(&format!("{prefix}.ln{}.{name}", index + 1), &[width])?,
+                        );
                     }
                     Ok(parameter(values, [prefixes.len(), 1, width], device))
                 };
-                norms.push(Norm { gain: load("weight")?, offset: load("bias")? });
+                norms.push(Norm {
+                    gain: load("weight")?,
+                    offset: load("bias")?,
+                });
             }
         }
         Ok(Self { layers, norms })
@@ -187,7 +237,11 @@ impl Trunk {
 }
 
 fn layer_sizes(inputs: usize, hidden: &[usize]) -> Vec<[usize; 2]> {
-    std::iter::once(&inputs).chain(hidden).zip(hidden).map(|(&i, &o)| [i, o]).collect()
+    std::iter::once(&inputs)
+        .chain(hidden)
+        .zip(hidden)
+        .map(|(&i, &o)| [i, o])
+        .collect()
 }
 
 fn parameter(values: Vec<f32>, sizes: [usize; 3], device: &Device) -> Param<Tensor<3>> {
@@ -198,9 +252,17 @@ fn parameter(values: Vec<f32>, sizes: [usize; 3], device: &Device) -> Param<Tens
 
 /// Values of a tensor on the host.
 pub(crate) fn host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, SacError> {
-    let backend = |reason: String| SacError::Backend { what: "tensor values", reason };
-    let data = tensor.inner().try_into_data().map_err(|error| backend(format!("{error:?}")))?;
-    data.convert::<f32>().try_to_vec::<f32>().map_err(|error| backend(format!("{error:?}")))
+    let backend = |reason: String| SacError::Backend {
+        what: "tensor values",
+        reason,
+    };
+    let data = tensor
+        .inner()
+        .try_into_data()
+        .map_err(|error| backend(format!("{error:?}")))?;
+    data.convert::<f32>()
+        .try_to_vec::<f32>()
+        .map_err(|error| backend(format!("{error:?}")))
 }
 
 /// The single value of a tensor.
@@ -230,7 +292,9 @@ pub(crate) fn gradients<M: Module>(module: &M, gradients: &mut Gradients) -> Ten
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let value = param.val();
             let count = value.shape().num_elements();
-            let gradient = value.grad_remove(self.1).unwrap_or_else(|| value.inner().zeros_like());
+            let gradient = value
+                .grad_remove(self.1)
+                .unwrap_or_else(|| value.inner().zeros_like());
             self.0.push(gradient.reshape([count]));
         }
     }
@@ -252,11 +316,23 @@ pub(crate) fn assign<M: Module>(module: M, flat: &Tensor<1>, trainable: bool) ->
             let (id, old, mapper) = param.consume();
             let shape = old.shape();
             let count = shape.num_elements();
-            let value: Tensor<D> = self.flat.clone().narrow(0, self.offset, count).reshape(shape);
+            let value: Tensor<D> = self
+                .flat
+                .clone()
+                .narrow(0, self.offset, count)
+                .reshape(shape);
             self.offset += count;
-            let value = if self.trainable { value.autodiff().require_grad() } else { value };
+            let value = if self.trainable {
+                value.autodiff().require_grad()
+            } else {
+                value
+            };
             Param::from_mapped_value(id, value, mapper)
         }
     }
-    module.map(&mut Assign { flat, offset: 0, trainable })
+    module.map(&mut Assign {
+        flat,
+        offset: 0,
+        trainable,
+    })
 }

@@ -18,7 +18,11 @@ impl RunningNormalizer {
     /// Nothing seen yet.
     #[must_use]
     pub fn new(features: usize) -> Self {
-        Self { count: 0, mean: vec![0.0; features], square: vec![0.0; features] }
+        Self {
+            count: 0,
+            mean: vec![0.0; features],
+            square: vec![0.0; features],
+        }
     }
 
     /// Number of features.
@@ -59,7 +63,11 @@ impl RunningNormalizer {
             return;
         }
         let count = self.count as f64;
-        let scale: Vec<f64> = self.square.iter().map(|square| 1.0 / (square / count + VARIANCE_FLOOR).sqrt()).collect();
+        let scale: Vec<f64> = self
+            .square
+            .iter()
+            .map(|square| 1.0 / (square / count + VARIANCE_FLOOR).sqrt())
+            .collect();
         for row in values.chunks_mut(self.mean.len()) {
             for ((value, mean), scale) in row.iter_mut().zip(&self.mean).zip(&scale) {
                 *value = ((f64::from(*value) - mean) * scale).clamp(-limit, limit) as f32;
@@ -81,7 +89,11 @@ impl RewardScale {
     /// Nothing seen yet.
     #[must_use]
     pub fn new(discount: f64) -> Self {
-        Self { discount, running_return: 0.0, returns: RunningNormalizer::new(1) }
+        Self {
+            discount,
+            running_return: 0.0,
+            returns: RunningNormalizer::new(1),
+        }
     }
 
     /// Takes in one reward and whether the episode ended with it.
@@ -97,7 +109,9 @@ impl RewardScale {
     #[must_use]
     pub fn divisor(&self) -> f64 {
         match self.returns.moments(0) {
-            Some((_, variance)) if self.returns.count() > 1 && variance > VARIANCE_FLOOR => variance.sqrt(),
+            Some((_, variance)) if self.returns.count() > 1 && variance > VARIANCE_FLOOR => {
+                variance.sqrt()
+            }
             _ => 1.0,
         }
     }

@@ -66,12 +66,20 @@ impl Policy {
     pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<Self, SacError> {
         let (map, header) = read(path.as_ref())?;
         let device = device.clone().without_autodiff();
-        let actor = Actor::import(&header.hidden, header.obs_dim, header.act_dim, &map, &device)?;
+        let actor = Actor::import(
+            &header.hidden,
+            header.obs_dim,
+            header.act_dim,
+            &map,
+            &device,
+        )?;
         Ok(Self {
             actor: assign(actor.clone(), &flatten(&actor), false),
             obs_dim: header.obs_dim,
             act_dim: header.act_dim,
-            normalizer: header.normalizer.map(|normalizer| (normalizer, header.normalized_limit)),
+            normalizer: header
+                .normalizer
+                .map(|normalizer| (normalizer, header.normalized_limit)),
             description: header.description,
             device,
         })
@@ -100,22 +108,43 @@ impl Policy {
     /// # Errors
     ///
     /// [`SacError::Shape`] or [`SacError::NonFinite`] for a bad observation.
-    pub fn act(&self, observation: &Observation, rng: Option<&mut AgentRng>) -> Result<Vec<Vec<f32>>, SacError> {
+    pub fn act(
+        &self,
+        observation: &Observation,
+        rng: Option<&mut AgentRng>,
+    ) -> Result<Vec<Vec<f32>>, SacError> {
         let agents = observation.agents.len();
-        let mut values = flatten_rows("observation", "observation features", &observation.agents, self.obs_dim)?;
+        let mut values = flatten_rows(
+            "observation",
+            "observation features",
+            &observation.agents,
+            self.obs_dim,
+        )?;
         if agents == 0 {
-            return Err(SacError::Shape { what: "number of agents", actual: 0, expected: 1 });
+            return Err(SacError::Shape {
+                what: "number of agents",
+                actual: 0,
+                expected: 1,
+            });
         }
         if let Some((normalizer, limit)) = &self.normalizer {
             normalizer.apply(&mut values, *limit);
         }
-        let input = Tensor::from_data(TensorData::new(values, [1, agents, self.obs_dim]), &self.device);
+        let input = Tensor::from_data(
+            TensorData::new(values, [1, agents, self.obs_dim]),
+            &self.device,
+        );
         let distribution = self.actor.forward(input);
         let action = match rng {
             None => distribution.mode(),
             Some(rng) => {
-                let noise = TensorData::new(rng.normals(agents * self.act_dim), [1, agents, self.act_dim]);
-                distribution.sample(Tensor::from_data(noise, &self.device), Default::default()).action
+                let noise = TensorData::new(
+                    rng.normals(agents * self.act_dim),
+                    [1, agents, self.act_dim],
+                );
+                distribution
+                    .sample(Tensor::from_data(noise, &self.device), Default::default())
+                    .action
             }
         };
         Ok(to_action_rows(&host(action)?, self.act_dim))
@@ -141,7 +170,10 @@ impl Sac {
             PolicyContents::Actor => None,
             PolicyContents::ActorAndCritics => {
                 self.learner.export_critics(&mut map)?;
-                Some(CriticHeader { alpha: self.alpha(), reward_scale: self.reward_scale.clone() })
+                Some(CriticHeader {
+                    alpha: self.alpha(),
+                    reward_scale: self.reward_scale.clone(),
+                })
             }
         };
         let config = self.config();
@@ -150,12 +182,15 @@ impl Sac {
             obs_dim: self.learner.obs_dim(),
             act_dim: self.learner.act_dim(),
             hidden: config.hidden.clone(),
-            normalizer: config.normalize_observations.then(|| self.normalizer.clone()),
+            normalizer: config
+                .normalize_observations
+                .then(|| self.normalizer.clone()),
             normalized_limit: config.normalized_limit,
             critics,
             description,
         };
-        let text = serde_json::to_string(&header).map_err(|error| format_error(path, error.to_string()))?;
+        let text = serde_json::to_string(&header)
+            .map_err(|error| format_error(path, error.to_string()))?;
         tensors::write(path, &map, KEY, text)
     }
 
@@ -171,13 +206,20 @@ impl Sac {
         let config = self.config();
         let differs = |name, value: String| {
             let expected = "the setting that the policy file was made with";
-            Err(SacError::Config { name, value, expected })
+            Err(SacError::Config {
+                name,
+                value,
+                expected,
+            })
         };
         if header.hidden != config.hidden {
             return differs("hidden", format!("{:?}", config.hidden));
         }
         if header.normalizer.is_some() != config.normalize_observations {
-            return differs("normalize_observations", config.normalize_observations.to_string());
+            return differs(
+                "normalize_observations",
+                config.normalize_observations.to_string(),
+            );
         }
         if header.obs_dim != self.learner.obs_dim() {
             return differs("obs_dim", self.learner.obs_dim().to_string());
@@ -203,13 +245,21 @@ impl Sac {
 
 fn read(path: &Path) -> Result<(TensorMap, Header), SacError> {
     let (map, text) = tensors::read(path, KEY, WHAT)?;
-    let header: Header = serde_json::from_str(&text).map_err(|error| format_error(path, error.to_string()))?;
+    let header: Header =
+        serde_json::from_str(&text).map_err(|error| format_error(path, error.to_string()))?;
     if header.version != VERSION {
-        return Err(format_error(path, format!("version {} (this crate reads {VERSION})", header.version)));
+        return Err(format_error(
+            path,
+            format!("version {} (this crate reads {VERSION})", header.version),
+        ));
     }
     Ok((map, header))
 }
 
 fn format_error(path: &Path, reason: String) -> SacError {
-    SacError::Format { path: path.to_owned(), expected: WHAT, reason }
+    SacError::Format {
+        path: path.to_owned(),
+        expected: WHAT,
+        reason,
+    }
 }

@@ -1,16 +1,15 @@
-//! The replay buffer and the accumulator of n-step returns.
+//! The replay buffer of transitions whose n-step returns are formed.
 //!
 //! burn-rl's `TransitionBuffer` keeps its storage private, has no record, and draws from the device's global generator, so
 //! a run that uses it can neither be checkpointed nor resumed. This buffer stores on the host, draws from the agent's own
 //! generator, and [hands out](ReplayBuffer::to_burn_rl) a burn-rl buffer or batch where one is wanted.
 
-use std::collections::VecDeque;
-
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use crate::batch::Batch;
 use crate::error::SacError;
-use crate::learner::{Batch, check_size};
+use crate::learner::check_size;
 use crate::normalize::RunningNormalizer;
 use crate::rng::AgentRng;
 use crate::tensors::TensorMap;
@@ -104,14 +103,30 @@ impl ReplayBuffer {
     ///
     /// [`SacError::Shape`] where a size differs from the buffer's.
     pub fn push(&mut self, transition: &StoredTransition) -> Result<(), SacError> {
-        let ReplayShape { agents, obs_dim, act_dim } = self.shape;
-        check_size("observation values", transition.observation.len(), agents * obs_dim)?;
+        let ReplayShape {
+            agents,
+            obs_dim,
+            act_dim,
+        } = self.shape;
+        check_size(
+            "observation values",
+            transition.observation.len(),
+            agents * obs_dim,
+        )?;
         check_size("action values", transition.action.len(), agents * act_dim)?;
-        check_size("next observation values", transition.next_observation.len(), agents * obs_dim)?;
+        check_size(
+            "next observation values",
+            transition.next_observation.len(),
+            agents * obs_dim,
+        )?;
         let at = self.head;
         put(&mut self.observations, at, &transition.observation);
         put(&mut self.actions, at, &transition.action);
-        put(&mut self.next_observations, at, &transition.next_observation);
+        put(
+            &mut self.next_observations,
+            at,
+            &transition.next_observation,
+        );
         put(&mut self.rewards, at, &[transition.reward]);
         put(&mut self.discounts, at, &[transition.discount]);
         self.head = (at + 1) % self.capacity;
@@ -121,7 +136,11 @@ impl ReplayBuffer {
     /// The transition in slot `index` (slots are reused in order once the buffer is full).
     #[must_use]
     pub fn get(&self, index: usize) -> Option<StoredTransition> {
-        let ReplayShape { agents, obs_dim, act_dim } = self.shape;
+        let ReplayShape {
+            agents,
+            obs_dim,
+            act_dim,
+        } = self.shape;
         Some(StoredTransition {
             reward: *self.rewards.get(index)?,
             discount: *self.discounts.get(index)?,
@@ -162,9 +181,17 @@ impl ReplayBuffer {
     }
 
     fn gather(&self, picks: &[usize]) -> HostBatch {
-        let ReplayShape { agents, obs_dim, act_dim } = self.shape;
+        let ReplayShape {
+            agents,
+            obs_dim,
+            act_dim,
+        } = self.shape;
         let rows = |source: &[f32], width: usize| {
-            picks.iter().flat_map(|&index| row(source, index, width)).copied().collect()
+            picks
+                .iter()
+                .flat_map(|&index| row(source, index, width))
+                .copied()
+                .collect()
         };
         HostBatch {
             observations: rows(&self.observations, agents * obs_dim),
@@ -177,7 +204,11 @@ impl ReplayBuffer {
 
     /// Everything held, oldest first.
     pub(crate) fn in_order(&self) -> impl Iterator<Item = StoredTransition> + '_ {
-        let start = if self.len() < self.capacity { 0 } else { self.head };
+        let start = if self.len() < self.capacity {
+            0
+        } else {
+            self.head
+        };
         (0..self.len()).filter_map(move |offset| self.get((start + offset) % self.len()))
     }
 
@@ -186,26 +217,60 @@ impl ReplayBuffer {
     }
 
     pub(crate) fn export(&self, map: &mut TensorMap) -> ReplayState {
-        let ReplayShape { agents, obs_dim, act_dim } = self.shape;
+        let ReplayShape {
+            agents,
+            obs_dim,
+            act_dim,
+        } = self.shape;
         let len = self.len();
-        map.insert("replay.observations", vec![len, agents, obs_dim], self.observations.clone());
-        map.insert("replay.actions", vec![len, agents, act_dim], self.actions.clone());
-        map.insert("replay.next_observations", vec![len, agents, obs_dim], self.next_observations.clone());
+        map.insert(
+            "replay.observations",
+            vec![len, agents, obs_dim],
+            self.observations.clone(),
+        );
+        map.insert(
+            "replay.actions",
+            vec![len, agents, act_dim],
+            self.actions.clone(),
+        );
+        map.insert(
+            "replay.next_observations",
+            vec![len, agents, obs_dim],
+            self.next_observations.clone(),
+        );
         map.insert("replay.rewards", vec![len], self.rewards.clone());
         map.insert("replay.discounts", vec![len], self.discounts.clone());
-        ReplayState { shape: self.shape, capacity: self.capacity, head: self.head, len }
+        ReplayState {
+            shape: self.shape,
+            capacity: self.capacity,
+            head: self.head,
+            len,
+        }
     }
 
     pub(crate) fn restore(state: &ReplayState, map: &TensorMap) -> Result<Self, SacError> {
-        let ReplayState { shape, capacity, head, len } = *state;
-        let ReplayShape { agents, obs_dim, act_dim } = shape;
+        let ReplayState {
+            shape,
+            capacity,
+            head,
+            len,
+        } = *state;
+        let ReplayShape {
+            agents,
+            obs_dim,
+            act_dim,
+        } = shape;
         Ok(Self {
             shape,
             capacity: capacity.max(1),
             head: head % capacity.max(1),
-            observations: map.get("replay.observations", &[len, agents, obs_dim])?.to_vec(),
+            observations: map
+                .get("replay.observations", &[len, agents, obs_dim])?
+                .to_vec(),
             actions: map.get("replay.actions", &[len, agents, act_dim])?.to_vec(),
-            next_observations: map.get("replay.next_observations", &[len, agents, obs_dim])?.to_vec(),
+            next_observations: map
+                .get("replay.next_observations", &[len, agents, obs_dim])?
+                .to_vec(),
             rewards: map.get("replay.rewards", &[len])?.to_vec(),
             discounts: map.get("replay.discounts", &[len])?.to_vec(),
         })
@@ -222,9 +287,18 @@ struct HostBatch {
 
 impl HostBatch {
     fn into_batch(self, shape: ReplayShape, device: &Device) -> Batch {
-        let ReplayShape { agents, obs_dim, act_dim } = shape;
+        let ReplayShape {
+            agents,
+            obs_dim,
+            act_dim,
+        } = shape;
         let size = self.rewards.len();
-        let cube = |values, width| Tensor::from_data(TensorData::new::<f32, _>(values, [size, agents, width]), device);
+        let cube = |values, width| {
+            Tensor::from_data(
+                TensorData::new::<f32, _>(values, [size, agents, width]),
+                device,
+            )
+        };
         let line = |values| Tensor::from_data(TensorData::new::<f32, _>(values, [size]), device);
         Batch {
             observations: cube(self.observations, obs_dim),
@@ -248,108 +322,27 @@ fn put(target: &mut Vec<f32>, at: usize, values: &[f32]) {
     }
 }
 
-/// Forms n-step returns: every action is credited with the rewards from its own step on, and with no earlier one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StepAccumulator {
-    horizon: usize,
-    discount: f64,
-    pending: VecDeque<PendingStep>,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct PendingStep {
-    observation: Vec<f32>,
-    action: Vec<f32>,
-    reward: f64,
-}
-
-impl StepAccumulator {
-    /// Sums up to `horizon` rewards with discount `discount`.
-    #[must_use]
-    pub fn new(horizon: usize, discount: f64) -> Self {
-        Self { horizon: horizon.max(1), discount, pending: VecDeque::new() }
-    }
-
-    /// Takes in a step and returns the transitions that it completes: one once `horizon` steps are there, and all the
-    /// remaining shorter ones where the episode ends.
-    pub fn push(
-        &mut self,
-        observation: Vec<f32>,
-        action: Vec<f32>,
-        reward: f64,
-        next_observation: &[f32],
-        terminated: bool,
-        truncated: bool,
-    ) -> Vec<StoredTransition> {
-        self.pending.push_back(PendingStep { observation, action, reward });
-        let mut done = Vec::new();
-        while self.pending.len() >= self.horizon || ((terminated || truncated) && !self.pending.is_empty()) {
-            let steps = self.pending.len();
-            let sum = self.pending.iter().rev().fold(0.0, |sum, step| step.reward + self.discount * sum);
-            let Some(first) = self.pending.pop_front() else { break };
-            let bootstrap = if terminated { 0.0 } else { self.discount.powi(steps as i32) };
-            done.push(StoredTransition {
-                observation: first.observation,
-                action: first.action,
-                next_observation: next_observation.to_vec(),
-                reward: sum as f32,
-                discount: bootstrap as f32,
-            });
-        }
-        done
-    }
-
-    /// Forgets the steps of an unfinished episode.
-    pub fn clear(&mut self) {
-        self.pending.clear();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn run(horizon: usize, steps: usize, terminated: bool) -> Vec<StoredTransition> {
-        let mut accumulator = StepAccumulator::new(horizon, 0.5);
-        (0..steps)
-            .flat_map(|step| {
-                let last = step + 1 == steps;
-                let here = vec![step as f32];
-                let (ends, cut) = (last && terminated, last && !terminated);
-                accumulator.push(here.clone(), here, (step + 1) as f64, &[step as f32 + 1.0], ends, cut)
-            })
-            .collect()
-    }
-
-    #[test]
-    fn one_step_keeps_each_reward_with_its_action() {
-        for (step, stored) in run(1, 4, true).iter().enumerate() {
-            assert_eq!(stored.action, [step as f32]);
-            assert_eq!(stored.reward, step as f32 + 1.0);
-            assert_eq!(stored.next_observation, [step as f32 + 1.0]);
-            assert_ne!(stored.next_observation, stored.observation);
-            assert_eq!(stored.discount, if step == 3 { 0.0 } else { 0.5 });
-        }
-    }
-
-    #[test]
-    fn three_steps_sum_and_end_shorter() {
-        let stored = run(3, 4, false);
-        let rewards: Vec<f32> = stored.iter().map(|s| s.reward).collect();
-        assert_eq!(rewards, [1.0 + 1.0 + 0.75, 2.0 + 1.5 + 1.0, 3.0 + 2.0, 4.0]);
-        let discounts: Vec<f32> = stored.iter().map(|s| s.discount).collect();
-        assert_eq!(discounts, [0.125, 0.125, 0.25, 0.5], "cut off, so bootstrapped");
-        assert!(run(3, 4, true).iter().skip(1).all(|s| s.discount == 0.0), "terminal, so nothing follows");
-        let actions: Vec<f32> = stored.iter().map(|s| s.action[0]).collect();
-        assert_eq!(actions, [0.0, 1.0, 2.0, 3.0]);
-    }
-
     #[test]
     fn the_oldest_goes_first() {
-        let shape = ReplayShape { agents: 1, obs_dim: 1, act_dim: 1 };
+        let shape = ReplayShape {
+            agents: 1,
+            obs_dim: 1,
+            act_dim: 1,
+        };
         let mut buffer = ReplayBuffer::new(3, shape);
-        for stored in run(1, 5, true) {
+        for step in [0.0, 1.0, 2.0, 3.0, 4.0] {
+            let stored = StoredTransition {
+                observation: vec![step],
+                action: vec![step],
+                next_observation: vec![step + 1.0],
+                reward: step,
+                discount: 0.5,
+            };
             buffer.push(&stored).unwrap();
         }
         assert_eq!(buffer.len(), 3);

@@ -32,7 +32,11 @@ pub struct AgentRng {
 
 impl Clone for AgentRng {
     fn clone(&self) -> Self {
-        Self::at(self.inner.get_seed(), self.inner.get_stream(), self.inner.get_word_pos())
+        Self::at(
+            self.inner.get_seed(),
+            self.inner.get_stream(),
+            self.inner.get_word_pos(),
+        )
     }
 }
 
@@ -134,6 +138,15 @@ mod tests {
         let mut resumed = AgentRng::from_state(&rng.state()).unwrap();
         assert_eq!(rng.normals(101), resumed.normals(101));
         assert_eq!(rng.state(), resumed.state());
+        assert_eq!(
+            first,
+            [
+                2910824217569608635,
+                3098856782162503994,
+                12991601491111613745
+            ],
+            "a change here changes every seeded run"
+        );
         let mut again = AgentRng::new(7);
         assert_eq!(first, (0..3).map(|_| again.next_u64()).collect::<Vec<_>>());
         let mut other = AgentRng::with_stream(7, Stream::Explore);

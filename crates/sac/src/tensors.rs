@@ -28,7 +28,8 @@ pub struct TensorMap {
 impl TensorMap {
     /// Adds a tensor, replacing one of the same name.
     pub fn insert(&mut self, name: impl Into<String>, shape: Vec<usize>, values: Vec<f32>) {
-        self.tensors.insert(name.into(), HostTensor { shape, values });
+        self.tensors
+            .insert(name.into(), HostTensor { shape, values });
     }
 
     /// The tensor of that name and shape.
@@ -37,7 +38,12 @@ impl TensorMap {
     ///
     /// [`SacError::MissingTensor`] or [`SacError::TensorMismatch`].
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<&[f32], SacError> {
-        let tensor = self.tensors.get(name).ok_or_else(|| SacError::MissingTensor { name: name.to_owned() })?;
+        let tensor = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| SacError::MissingTensor {
+                name: name.to_owned(),
+            })?;
         if tensor.shape != shape || tensor.values.len() != shape.iter().product::<usize>() {
             return Err(SacError::TensorMismatch {
                 name: name.to_owned(),
@@ -56,7 +62,9 @@ impl TensorMap {
 
     /// All tensors, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &HostTensor)> {
-        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+        self.tensors
+            .iter()
+            .map(|(name, tensor)| (name.as_str(), tensor))
     }
 }
 
@@ -72,7 +80,13 @@ impl View for Bytes<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(self.0.values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        Cow::Owned(
+            self.0
+                .values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
+        )
     }
 
     fn data_len(&self) -> usize {
@@ -82,8 +96,16 @@ impl View for Bytes<'_> {
 
 /// Writes tensors and one metadata entry. The file appears whole or not at all: it is written beside its final place,
 /// flushed to disk and renamed.
-pub(crate) fn write(path: &Path, map: &TensorMap, key: &str, metadata: String) -> Result<(), SacError> {
-    let views = map.tensors.iter().map(|(name, tensor)| (name.as_str(), Bytes(tensor)));
+pub(crate) fn write(
+    path: &Path,
+    map: &TensorMap,
+    key: &str,
+    metadata: String,
+) -> Result<(), SacError> {
+    let views = map
+        .tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), Bytes(tensor)));
     let header = HashMap::from([(key.to_owned(), metadata)]);
     let bytes = safetensors::serialize(views, Some(header)).map_err(|error| SacError::Format {
         path: path.to_owned(),
@@ -95,9 +117,14 @@ pub(crate) fn write(path: &Path, map: &TensorMap, key: &str, metadata: String) -
     let temporary = PathBuf::from(temporary);
     let io = |action: &'static str| {
         let path = path.to_owned();
-        move |source| SacError::Io { action, path, source }
+        move |source| SacError::Io {
+            action,
+            path,
+            source,
+        }
     };
-    let written = File::create(&temporary).and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()));
+    let written = File::create(&temporary)
+        .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()));
     if written.is_err() {
         // A partial file is of no use to anyone; the first error is the one to report.
         let _ = std::fs::remove_file(&temporary);
@@ -107,11 +134,23 @@ pub(crate) fn write(path: &Path, map: &TensorMap, key: &str, metadata: String) -
 }
 
 /// Reads a file written by [`write`]: its tensors and the metadata entry `key`.
-pub(crate) fn read(path: &Path, key: &str, expected: &'static str) -> Result<(TensorMap, String), SacError> {
-    let bytes =
-        std::fs::read(path).map_err(|source| SacError::Io { action: "read", path: path.to_owned(), source })?;
-    let format = |reason: String| SacError::Format { path: path.to_owned(), expected, reason };
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| format(error.to_string()))?;
+pub(crate) fn read(
+    path: &Path,
+    key: &str,
+    expected: &'static str,
+) -> Result<(TensorMap, String), SacError> {
+    let bytes = std::fs::read(path).map_err(|source| SacError::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    let format = |reason: String| SacError::Format {
+        path: path.to_owned(),
+        expected,
+        reason,
+    };
+    let (_, header) =
+        SafeTensors::read_metadata(&bytes).map_err(|error| format(error.to_string()))?;
     let metadata = header
         .metadata()
         .as_ref()
@@ -128,7 +167,13 @@ pub(crate) fn read(path: &Path, key: &str, expected: &'static str) -> Result<(Te
                 expected: "F32".to_owned(),
             });
         }
-        let values = view.data().as_chunks::<4>().0.iter().map(|&chunk| f32::from_le_bytes(chunk)).collect();
+        let values = view
+            .data()
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|&chunk| f32::from_le_bytes(chunk))
+            .collect();
         map.insert(name, view.shape().to_vec(), values);
     }
     Ok((map, metadata))

@@ -16,7 +16,9 @@ impl Observation {
     /// An observation of one agent.
     #[must_use]
     pub fn single(features: Vec<f32>) -> Self {
-        Self { agents: vec![features] }
+        Self {
+            agents: vec![features],
+        }
     }
 }
 
@@ -54,7 +56,12 @@ pub(crate) fn flatten_rows(
     for (agent, row) in rows.iter().enumerate() {
         check_size(width_name, row.len(), width)?;
         if let Some(feature) = row.iter().position(|value| !value.is_finite()) {
-            return Err(SacError::NonFinite { what, value: f64::from(row[feature]), agent, feature });
+            return Err(SacError::NonFinite {
+                what,
+                value: f64::from(row[feature]),
+                agent,
+                feature,
+            });
         }
         flat.extend_from_slice(row);
     }
@@ -65,7 +72,12 @@ pub(crate) fn flatten_rows(
 pub(crate) fn check_reward(reward: f64) -> Result<(), SacError> {
     match (reward as f32).is_finite() {
         true => Ok(()),
-        false => Err(SacError::NonFinite { what: "reward", value: reward, agent: 0, feature: 0 }),
+        false => Err(SacError::NonFinite {
+            what: "reward",
+            value: reward,
+            agent: 0,
+            feature: 0,
+        }),
     }
 }
 

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use common::{cube, devices, values};
-use rldp_sac::{AgentReduction, AgentRng, Batch, DropoutMasks, Learner, Noise, SacConfig, TensorMap};
+use rldp_sac::{
+    AgentReduction, AgentRng, Batch, DropoutMasks, Learner, Noise, SacConfig, TensorMap,
+};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -27,8 +29,15 @@ fn folder() -> PathBuf {
 fn golden(name: &str) -> Golden {
     let bytes = std::fs::read(folder().join(name)).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let read = |data: &[u8]| data.chunks(8).map(|c| f64::from_le_bytes(c.try_into().unwrap())).collect();
-    file.tensors().into_iter().map(|(name, view)| (name, (view.shape().to_vec(), read(view.data())))).collect()
+    let read = |data: &[u8]| {
+        data.chunks(8)
+            .map(|c| f64::from_le_bytes(c.try_into().unwrap()))
+            .collect()
+    };
+    file.tensors()
+        .into_iter()
+        .map(|(name, view)| (name, (view.shape().to_vec(), read(view.data()))))
+        .collect()
 }
 
 struct Fixture {
@@ -69,12 +78,22 @@ impl Fixture {
             .with_discount(self.number("gamma"))
             .with_target_rate(self.number("tau"))
             .with_target_entropy(Some(self.number("target_entropy")));
-        let mut learner =
-            Learner::new(config, self.size("O"), self.size("A"), &mut AgentRng::new(0), &self.device).unwrap();
+        let mut learner = Learner::new(
+            config,
+            self.size("O"),
+            self.size("A"),
+            &mut AgentRng::new(0),
+            &self.device,
+        )
+        .unwrap();
         let mut map = TensorMap::default();
         for (name, (shape, values)) in &self.inputs {
             if let Some(name) = name.strip_prefix("init/") {
-                map.insert(name, shape.clone(), values.iter().map(|&v| v as f32).collect());
+                map.insert(
+                    name,
+                    shape.clone(),
+                    values.iter().map(|&v| v as f32).collect(),
+                );
             }
         }
         learner.import_actor(&map).unwrap();
@@ -84,7 +103,11 @@ impl Fixture {
     }
 
     fn input(&self, name: &str) -> Vec<f32> {
-        self.inputs[&format!("batch/{name}")].1.iter().map(|&v| v as f32).collect()
+        self.inputs[&format!("batch/{name}")]
+            .1
+            .iter()
+            .map(|&v| v as f32)
+            .collect()
     }
 
     fn rows(&self, name: &str, width: usize) -> Tensor<3> {
@@ -93,8 +116,13 @@ impl Fixture {
 
     fn batch(&self) -> Batch {
         let (size, gamma) = (self.size("B"), self.number("gamma"));
-        let discounts = self.input("done").iter().map(|&done| (gamma * f64::from(1.0 - done)) as f32).collect();
-        let line = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [size]), &self.device);
+        let discounts = self
+            .input("done")
+            .iter()
+            .map(|&done| (gamma * f64::from(1.0 - done)) as f32)
+            .collect();
+        let line =
+            |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [size]), &self.device);
         Batch {
             observations: self.rows("obs", self.size("O")),
             actions: self.rows("act", self.size("A")),
@@ -105,14 +133,20 @@ impl Fixture {
     }
 
     fn noise(&self) -> Noise {
-        Noise { current: self.rows("noise_obs", self.size("A")), next: self.rows("noise_next", self.size("A")) }
+        Noise {
+            current: self.rows("noise_obs", self.size("A")),
+            next: self.rows("noise_next", self.size("A")),
+        }
     }
 
     fn compare(&mut self, name: &str, expected: &[f64], actual: &[f32], tolerance: f64) {
         assert_eq!(actual.len(), expected.len(), "{name}");
         for (actual, expected) in actual.iter().zip(expected) {
             let error = (f64::from(*actual) - expected).abs();
-            assert!(error <= tolerance * expected.abs().max(1.0), "{name}: {actual} against {expected}");
+            assert!(
+                error <= tolerance * expected.abs().max(1.0),
+                "{name}: {actual} against {expected}"
+            );
             self.worst = self.worst.max(error / tolerance);
             self.checked += 1;
         }
@@ -131,7 +165,12 @@ impl Fixture {
         let mut map = TensorMap::default();
         learner.export_actor(&mut map).unwrap();
         learner.export_critics(&mut map).unwrap();
-        let names: Vec<String> = self.outputs.keys().filter(|n| n.starts_with(prefix)).cloned().collect();
+        let names: Vec<String> = self
+            .outputs
+            .keys()
+            .filter(|n| n.starts_with(prefix))
+            .cloned()
+            .collect();
         assert!(names.len() > 10);
         for name in names {
             let local = name.strip_prefix(prefix).unwrap();
@@ -152,33 +191,80 @@ fn values_at_the_initial_parameters() {
         let (batch, noise) = (fixture.batch(), fixture.noise());
         let distribution = learner.distribution(batch.observations.clone());
         let sample = distribution.sample(noise.current, AgentReduction::Mean);
-        fixture.check("values/mu", &values(distribution.mean.clone()), VALUE_TOLERANCE);
-        fixture.check("values/log_std", &values(distribution.log_std.clone()), VALUE_TOLERANCE);
+        fixture.check(
+            "values/mu",
+            &values(distribution.mean.clone()),
+            VALUE_TOLERANCE,
+        );
+        fixture.check(
+            "values/log_std",
+            &values(distribution.log_std.clone()),
+            VALUE_TOLERANCE,
+        );
         fixture.check("values/pre_tanh", &values(sample.pre_tanh), VALUE_TOLERANCE);
-        fixture.check("values/action", &values(sample.action.clone()), VALUE_TOLERANCE);
+        fixture.check(
+            "values/action",
+            &values(sample.action.clone()),
+            VALUE_TOLERANCE,
+        );
         fixture.check("values/log_prob", &values(sample.log_prob), VALUE_TOLERANCE);
         let of_batch = distribution.log_prob(batch.actions.clone(), AgentReduction::Mean);
-        fixture.check("values/log_prob_of_batch_act", &values(of_batch), VALUE_TOLERANCE);
+        fixture.check(
+            "values/log_prob_of_batch_act",
+            &values(of_batch),
+            VALUE_TOLERANCE,
+        );
 
         let next = learner.distribution(batch.next_observations.clone());
         fixture.check("values/next_mu", &values(next.mean), VALUE_TOLERANCE);
-        fixture.check("values/next_log_std", &values(next.log_std), VALUE_TOLERANCE);
+        fixture.check(
+            "values/next_log_std",
+            &values(next.log_std),
+            VALUE_TOLERANCE,
+        );
         let targets = learner.targets(&batch, noise.next, learner.alpha(), &mut AgentRng::new(0));
-        fixture.check("values/next_action", &values(targets.sample.action), VALUE_TOLERANCE);
-        fixture.check("values/next_log_prob", &values(targets.sample.log_prob), VALUE_TOLERANCE);
-        fixture.check("values/td_target", &values(targets.targets), VALUE_TOLERANCE);
+        fixture.check(
+            "values/next_action",
+            &values(targets.sample.action),
+            VALUE_TOLERANCE,
+        );
+        fixture.check(
+            "values/next_log_prob",
+            &values(targets.sample.log_prob),
+            VALUE_TOLERANCE,
+        );
+        fixture.check(
+            "values/td_target",
+            &values(targets.targets),
+            VALUE_TOLERANCE,
+        );
         let size = fixture.size("B");
         let mut pairs = vec![("q1_target_next", "q2_target_next", targets.values)];
         let masks = DropoutMasks::default();
         let observations = batch.observations.clone();
-        pairs.push(("q1", "q2", learner.critics().forward(observations.clone(), batch.actions, &masks)));
-        pairs.push(("q1_pi", "q2_pi", learner.critics().forward(observations, sample.action, &masks)));
+        pairs.push((
+            "q1",
+            "q2",
+            learner
+                .critics()
+                .forward(observations.clone(), batch.actions, &masks),
+        ));
+        pairs.push((
+            "q1_pi",
+            "q2_pi",
+            learner
+                .critics()
+                .forward(observations, sample.action, &masks),
+        ));
         for (first, second, tensor) in pairs {
             let both = values(tensor);
             fixture.check(&format!("values/{first}"), &both[..size], VALUE_TOLERANCE);
             fixture.check(&format!("values/{second}"), &both[size..], VALUE_TOLERANCE);
         }
-        println!("{name}: {} values checked, worst at {:.3} of its tolerance", fixture.checked, fixture.worst);
+        println!(
+            "{name}: {} values checked, worst at {:.3} of its tolerance",
+            fixture.checked, fixture.worst
+        );
         assert!(fixture.checked > 200);
     }
 }
@@ -188,21 +274,33 @@ fn losses_and_parameters_after_one_and_three_updates() {
     for (name, device) in devices() {
         let mut fixture = Fixture::new(&device);
         let mut learner = fixture.learner();
-        let losses = fixture.json["losses_updates_1_to_3"].as_array().unwrap().clone();
+        let losses = fixture.json["losses_updates_1_to_3"]
+            .as_array()
+            .unwrap()
+            .clone();
         for (update, expected) in losses.iter().enumerate() {
             let (batch, noise) = (fixture.batch(), fixture.noise());
-            let report = learner.update_with_noise(&batch, noise, &mut AgentRng::new(0)).unwrap();
+            let report = learner
+                .update_with_noise(&batch, noise, &mut AgentRng::new(0))
+                .unwrap();
             let loss = |name: &str| expected[name].as_f64().unwrap();
             fixture.check_number("critic_loss", loss("critic_loss"), report.critic_loss);
             fixture.check_number("actor_loss", loss("actor_loss"), report.actor_loss.unwrap());
-            fixture.check_number("temperature_loss", loss("temperature_loss"), report.temperature_loss.unwrap());
+            fixture.check_number(
+                "temperature_loss",
+                loss("temperature_loss"),
+                report.temperature_loss.unwrap(),
+            );
             match update {
                 0 => fixture.check_parameters("after1/", &learner),
                 2 => fixture.check_parameters("after3/", &learner),
                 _ => {}
             }
         }
-        println!("{name}: {} values checked, worst at {:.3} of its tolerance", fixture.checked, fixture.worst);
+        println!(
+            "{name}: {} values checked, worst at {:.3} of its tolerance",
+            fixture.checked, fixture.worst
+        );
         assert!(fixture.checked > 4000, "{}", fixture.checked);
     }
 }

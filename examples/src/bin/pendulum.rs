@@ -21,7 +21,8 @@ const MAX_TORQUE: f64 = 2.0;
 const TIME_STEP: f64 = 0.05;
 const GRAVITY: f64 = 10.0;
 /// Mean return of stable-baselines3's SAC over three seeds, and of the random policy, from the reference curve.
-const REFERENCE: &str = "reference: -995 at 2000, -156 at 5000, -118 at 10000 steps; random policy -1215";
+const REFERENCE: &str =
+    "reference: -995 at 2000, -156 at 5000, -118 at 10000 steps; random policy -1215";
 
 #[derive(Parser)]
 #[command(about = "Trains Soft Actor-Critic on Pendulum-v1 and prints a learning curve")]
@@ -54,11 +55,18 @@ struct Pendulum {
 
 impl Pendulum {
     fn start(rng: &mut AgentRng) -> Self {
-        Self { angle: (2.0 * rng.uniform() - 1.0) * PI, speed: 2.0 * rng.uniform() - 1.0 }
+        Self {
+            angle: (2.0 * rng.uniform() - 1.0) * PI,
+            speed: 2.0 * rng.uniform() - 1.0,
+        }
     }
 
     fn observation(&self) -> Observation {
-        Observation::single(vec![self.angle.cos() as f32, self.angle.sin() as f32, self.speed as f32])
+        Observation::single(vec![
+            self.angle.cos() as f32,
+            self.angle.sin() as f32,
+            self.speed as f32,
+        ])
     }
 
     /// Applies an action in [-1, 1] and returns the reward.
@@ -101,14 +109,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut pendulum = Pendulum::start(&mut rng);
     let started = Instant::now();
     println!("{REFERENCE}");
-    println!("{:>7} {:>9} {:>12} {:>10}  curve", "steps", "return", "temperature", "seconds");
+    println!(
+        "{:>7} {:>9} {:>12} {:>10}  curve",
+        "steps", "return", "temperature", "seconds"
+    );
     for step in 1..=arguments.steps {
         let observation = pendulum.observation();
         let action = agent.act(&observation, true)?;
         let reward = pendulum.step(action[0][0]);
         let truncated = step % EPISODE == 0;
         let next_observation = pendulum.observation();
-        agent.observe(Transition { observation, action, reward, next_observation, terminated: false, truncated })?;
+        agent.observe(Transition {
+            observation,
+            action,
+            reward,
+            next_observation,
+            terminated: false,
+            truncated,
+        })?;
         if truncated {
             pendulum = Pendulum::start(&mut rng);
         }
@@ -117,11 +135,15 @@ fn main() -> Result<(), Box<dyn Error>> {
             let mean = evaluate(&mut agent, arguments.episodes)?;
             let bar = "#".repeat(((mean + 1600.0) / 40.0).clamp(0.0, 40.0) as usize);
             let seconds = started.elapsed().as_secs_f64();
-            println!("{step:>7} {mean:>9.1} {:>12.4} {seconds:>10.1}  {bar}", agent.alpha());
+            println!(
+                "{step:>7} {mean:>9.1} {:>12.4} {seconds:>10.1}  {bar}",
+                agent.alpha()
+            );
         }
     }
     if let Some(path) = arguments.policy {
-        let description = serde_json::json!({ "environment": "Pendulum-v1", "steps": arguments.steps });
+        let description =
+            serde_json::json!({ "environment": "Pendulum-v1", "steps": arguments.steps });
         agent.save_policy(&path, rldp_sac::PolicyContents::Actor, description)?;
         println!("policy in {}", path.display());
     }

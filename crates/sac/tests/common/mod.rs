@@ -26,13 +26,21 @@ pub fn cube(values: Vec<f32>, shape: [usize; 3], device: &Device) -> Tensor<3> {
 
 /// Small nets, so that debug builds stay quick.
 pub fn small() -> SacConfig {
-    SacConfig::default().with_hidden(vec![16, 16]).with_batch_size(16).with_random_steps(4).with_learning_rate(1e-3)
+    SacConfig::default()
+        .with_hidden(vec![16, 16])
+        .with_batch_size(16)
+        .with_random_steps(4)
+        .with_learning_rate(1e-3)
 }
 
 /// A deterministic toy problem with `agents` agents and 2 features, in episodes of 5 steps; step `step` of it.
 pub fn step(agent: &mut Sac, agents: usize, step: u64) {
     let feature = |step: u64, i: usize| ((step * 7 + i as u64 * 3) % 11) as f32 / 5.0 - 1.0;
-    let rows = |step: u64| (0..agents).map(|i| vec![feature(step, i), step as f32 / 50.0]).collect::<Vec<_>>();
+    let rows = |step: u64| {
+        (0..agents)
+            .map(|i| vec![feature(step, i), step as f32 / 50.0])
+            .collect::<Vec<_>>()
+    };
     let observation = Observation::from(rows(step));
     let action = agent.act(&observation, true).unwrap();
     let reward = -f64::from(action[0][0] - 0.5).powi(2);
