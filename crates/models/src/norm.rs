@@ -1,0 +1,74 @@
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::Tensor;
+
+use crate::ModelError;
+use crate::checkpoint::{Start, Weights};
+
+/// Layer normalisation over the last dimension, with scale and shift.
+#[derive(Module, Debug)]
+pub struct LayerNorm {
+    /// The scale.
+    pub weight: Param<Tensor<1>>,
+    /// The shift.
+    pub bias: Param<Tensor<1>>,
+    #[module(skip)]
+    epsilon: f64,
+}
+
+/// Root-mean-square normalisation over the last dimension, with scale.
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// The scale.
+    pub weight: Param<Tensor<1>>,
+    #[module(skip)]
+    epsilon: f64,
+}
+
+/// A frozen parameter.
+pub(crate) fn frozen<const D: usize>(tensor: Tensor<D>) -> Param<Tensor<D>> {
+    Param::initialized(ParamId::new(), tensor)
+}
+
+impl LayerNorm {
+    pub(crate) fn take<W: Weights>(
+        weights: &mut W,
+        name: &str,
+        size: usize,
+        epsilon: f64,
+    ) -> Result<Self, ModelError> {
+        Ok(Self {
+            weight: frozen(weights.take(&format!("{name}.weight"), [size], Start::Ones)?),
+            bias: frozen(weights.take(&format!("{name}.bias"), [size], Start::Zeros)?),
+            epsilon,
+        })
+    }
+
+    pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        burn::tensor::module::layer_norm(
+            x,
+            self.weight.val(),
+            Some(self.bias.val()),
+            self.epsilon,
+        )
+    }
+}
+
+impl RmsNorm {
+    pub(crate) fn take<W: Weights>(
+        weights: &mut W,
+        name: &str,
+        size: usize,
+        epsilon: f64,
+    ) -> Result<Self, ModelError> {
+        Ok(Self {
+            weight: frozen(weights.take(&format!("{name}.weight"), [size], Start::Ones)?),
+            epsilon,
+        })
+    }
+
+    pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let mean_square = (x.clone() * x.clone()).mean_dim(2);
+        let inverse = (mean_square + self.epsilon).sqrt().recip();
+        x * inverse * self.weight.val().reshape([1, 1, -1])
+    }
+}
