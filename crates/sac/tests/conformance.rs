@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use burn::tensor::{Device, Tensor, TensorData};
 use common::{cube, devices, values};
 use rldp_sac::{
-    AgentReduction, AgentRng, Batch, DropoutMasks, Learner, Noise, SacConfig, TensorMap,
+    AgentReduction, AgentRng, Batch, DropoutMasks, Learner, Noise, Sac, SacConfig, TensorMap,
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -71,21 +71,29 @@ impl Fixture {
     }
 
     fn learner(&self) -> Learner {
+        self.initialise(
+            Learner::new(
+                self.config(),
+                self.size("O"),
+                self.size("A"),
+                &mut AgentRng::new(0),
+                &self.device,
+            )
+            .unwrap(),
+        )
+    }
+
+    fn config(&self) -> SacConfig {
         let hidden = vec![self.size("H"); self.size("hidden_layers")];
-        let config = SacConfig::default()
+        SacConfig::default()
             .with_hidden(hidden)
             .with_learning_rate(self.number("lr"))
             .with_discount(self.number("gamma"))
             .with_target_rate(self.number("tau"))
-            .with_target_entropy(Some(self.number("target_entropy")));
-        let mut learner = Learner::new(
-            config,
-            self.size("O"),
-            self.size("A"),
-            &mut AgentRng::new(0),
-            &self.device,
-        )
-        .unwrap();
+            .with_target_entropy(Some(self.number("target_entropy")))
+    }
+
+    fn initialise(&self, mut learner: Learner) -> Learner {
         let mut map = TensorMap::default();
         for (name, (shape, values)) in &self.inputs {
             if let Some(name) = name.strip_prefix("init/") {
@@ -302,5 +310,64 @@ fn losses_and_parameters_after_one_and_three_updates() {
             fixture.checked, fixture.worst
         );
         assert!(fixture.checked > 4000, "{}", fixture.checked);
+    }
+}
+
+/// The gradients themselves: Adam's first step is blind to their scale, but its first moment is a tenth of them.
+#[test]
+fn gradients_at_the_initial_parameters() {
+    for (name, device) in devices() {
+        let mut fixture = Fixture::new(&device);
+        // The references are taken before any step, so the critics must not move before the actor's turn.
+        let mut config = fixture.config();
+        config.critic_learning_rate = 1e-30;
+        let mut agent = Sac::new(config, fixture.size("O"), fixture.size("A"), 0, &device).unwrap();
+        *agent.learner_mut() = fixture.initialise(agent.learner().clone());
+        let (batch, noise) = (fixture.batch(), fixture.noise());
+        agent
+            .learner_mut()
+            .update_with_noise(&batch, noise, &mut AgentRng::new(0))
+            .unwrap();
+        let path =
+            std::env::temp_dir().join(format!("rldp-sac-{}-{name}-gradients", std::process::id()));
+        agent.save(&path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+
+        let actor = ["actor.fc1", "actor.fc2", "actor.mu", "actor.log_std"]
+            .map(|layer| vec![layer.to_owned()]);
+        let critics =
+            ["fc1", "fc2", "out"].map(|layer| vec![format!("q1.{layer}"), format!("q2.{layer}")]);
+        for (tensor, loss, layers) in [
+            ("adam.actor.moment_1", "actor_loss", actor.as_slice()),
+            ("adam.critics.moment_1", "critic_loss", critics.as_slice()),
+        ] {
+            let mut expected = Vec::new();
+            for members in layers {
+                for part in ["weight", "bias"] {
+                    for member in members {
+                        let (shape, values) =
+                            &fixture.outputs[&format!("grad/{loss}/{member}.{part}")];
+                        // [out, in] there, [in, out] here.
+                        let (out, inputs) = (shape[0], shape.get(1).copied().unwrap_or(1));
+                        expected.extend(
+                            (0..out * inputs).map(|k| values[(k % out) * inputs + k / out]),
+                        );
+                    }
+                }
+            }
+            let moments = file.tensor(tensor).unwrap().data().to_vec();
+            let moments = moments
+                .chunks(4)
+                .map(|c| f32::from_le_bytes(c.try_into().unwrap()));
+            let actual: Vec<f32> = moments.map(|moment| moment / (1.0 - 0.9f32)).collect();
+            fixture.compare(tensor, &expected, &actual, VALUE_TOLERANCE);
+        }
+        println!(
+            "{name}: {} gradients checked, worst at {:.3} of its tolerance",
+            fixture.checked, fixture.worst
+        );
+        assert!(fixture.checked > 1000);
     }
 }
