@@ -1,0 +1,107 @@
+//! The passes as operations of a Burn backend extension.
+
+use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension, tensor::FloatTensor};
+use burn::tensor::{Device, Tensor};
+
+use crate::gradients::RowMap;
+
+/// Per-unit reductions of per-example gradients, `[rows, coordinates]` in single precision.
+#[backend_extension(Flex: cfg(feature = "flex"), NdArray: cfg(feature = "ndarray"))]
+pub(crate) trait PerExampleOps: Backend {
+    /// Squared norms, `[units]`, accumulated and returned in double precision.
+    fn squared_norms(gradients: FloatTensor<Self>, rows: RowMap) -> FloatTensor<Self>;
+
+    /// Sum over units of the scaled gradients truncated to integers, `[coordinates]`, integers in double precision.
+    fn scaled_sum(gradients: FloatTensor<Self>, rows: RowMap, scales: Vec<f64>) -> FloatTensor<Self>;
+}
+
+/// Whether the device's backend implements the extension; calling it on another would panic.
+pub(super) fn supports(device: &Device) -> bool {
+    match device.clone().inner().as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => true,
+        #[cfg(feature = "ndarray")]
+        DispatchDevice::NdArray(_) => true,
+        #[allow(unreachable_patterns, reason = "other variants exist with other features")]
+        _ => false,
+    }
+}
+
+pub(super) fn squared_norms(gradients: Tensor<2>, rows: RowMap) -> Tensor<1> {
+    Tensor::from_dispatch(<Dispatch as PerExampleOps>::squared_norms(gradients.into_dispatch(), rows))
+}
+
+pub(super) fn scaled_sum(gradients: Tensor<2>, rows: RowMap, scales: Vec<f64>) -> Tensor<1> {
+    Tensor::from_dispatch(<Dispatch as PerExampleOps>::scaled_sum(gradients.into_dispatch(), rows, scales))
+}
+
+#[cfg(feature = "flex")]
+mod flex {
+    use burn::backend::{Flex, TensorMetadata, ops::FloatTensorOps, tensor::FloatTensor};
+    use burn::tensor::TensorData;
+
+    use super::PerExampleOps;
+    use crate::gradients::RowMap;
+    use crate::kernels::host;
+
+    impl PerExampleOps for Flex {
+        fn squared_norms(gradients: FloatTensor<Self>, rows: RowMap) -> FloatTensor<Self> {
+            let norms = on_slice(gradients.clone(), |values, width| host::squared_norms(values, width, &rows));
+            Self::float_from_data(TensorData::new(norms, [rows.units()]), &gradients.device())
+        }
+
+        fn scaled_sum(gradients: FloatTensor<Self>, rows: RowMap, scales: Vec<f64>) -> FloatTensor<Self> {
+            let width = gradients.shape()[1];
+            let sum = on_slice(gradients.clone(), |values, width| host::scaled_sum(values, width, &rows, &scales));
+            Self::float_from_data(TensorData::new(sum, [width]), &gradients.device())
+        }
+    }
+
+    /// Runs on the tensor's own memory; only a tensor that is not contiguous is copied.
+    fn on_slice(gradients: FloatTensor<Flex>, run: impl FnOnce(&[f32], usize) -> Vec<f64>) -> Vec<f64> {
+        let width = gradients.shape()[1];
+        let contiguous = gradients.to_contiguous();
+        run(contiguous.as_slice::<f32>().unwrap_or(&[]), width)
+    }
+}
+
+#[cfg(feature = "ndarray")]
+// The backend is on its way out of Burn, but it is the second implementation that our tests compare with.
+#[allow(deprecated)]
+mod ndarray {
+    use burn::backend::{NdArray, TensorMetadata, ops::FloatTensorOps, tensor::FloatTensor};
+    use burn::tensor::TensorData;
+
+    use super::PerExampleOps;
+    use crate::gradients::RowMap;
+    use crate::kernels::host;
+
+    type Primitive = FloatTensor<NdArray>;
+
+    impl PerExampleOps for NdArray {
+        fn squared_norms(gradients: FloatTensor<Self>, rows: RowMap) -> FloatTensor<Self> {
+            let device = gradients.device();
+            let norms = on_slice(gradients, |values, width| host::squared_norms(values, width, &rows));
+            Self::float_from_data(TensorData::new(norms, [rows.units()]), &device)
+        }
+
+        fn scaled_sum(gradients: FloatTensor<Self>, rows: RowMap, scales: Vec<f64>) -> FloatTensor<Self> {
+            let (device, width) = (gradients.device(), gradients.shape()[1]);
+            let sum = on_slice(gradients, |values, width| host::scaled_sum(values, width, &rows, &scales));
+            Self::float_from_data(TensorData::new(sum, [width]), &device)
+        }
+    }
+
+    /// Runs on the tensor's own memory; only a tensor that is not in standard layout is copied.
+    fn on_slice(gradients: Primitive, run: impl FnOnce(&[f32], usize) -> Vec<f64>) -> Vec<f64> {
+        let width = gradients.shape()[1];
+        match gradients {
+            Primitive::F32(storage) => {
+                let view = storage.view();
+                run(view.as_standard_layout().as_slice().unwrap_or(&[]), width)
+            }
+            // The caller casts to single precision.
+            _ => unreachable!("per-example gradients are cast to f32 before the kernel"),
+        }
+    }
+}

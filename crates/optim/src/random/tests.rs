@@ -1,0 +1,79 @@
+#![allow(clippy::unwrap_used)]
+
+use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, Normal};
+
+use super::{Random, SecureRandom, SeededRandom, add_grid_noise, standard_normals};
+use crate::tests::statistics::{FALSE_ALARM, assert_follows, assert_normal_variance};
+
+#[test]
+fn normals_are_normal() {
+    let sample = standard_normals(&mut SecureRandom::new().unwrap(), 400_001);
+    let law = Normal::standard();
+    assert_follows("normals", &sample, |x| law.cdf(x));
+    assert_normal_variance("normals", &sample, 1.0);
+    // The two halves of a pair must be independent, as must neighbouring chunks: products are centred with variance one.
+    for lag in [1, 2, 4096] {
+        let n = sample.len() - lag;
+        let mean = (0..n).map(|i| sample[i] * sample[i + lag]).sum::<f64>() / (n as f64).sqrt();
+        assert!(mean.abs() < -law.inverse_cdf(FALSE_ALARM / 2.0), "lag {lag}: {mean}");
+    }
+}
+
+#[test]
+fn tails_are_not_cut() {
+    let sample = standard_normals(&mut SecureRandom::new().unwrap(), 1_000_000);
+    for limit in [3.0, 4.0] {
+        let beyond = sample.iter().filter(|value| value.abs() > limit).count() as u64;
+        let law = Binomial::new(2.0 * Normal::standard().sf(limit), sample.len() as u64).unwrap();
+        assert!(law.cdf(beyond) > FALSE_ALARM && law.sf(beyond) > FALSE_ALARM, "{beyond} beyond {limit}");
+    }
+}
+
+#[test]
+fn grid_noise_has_the_standard_deviation_asked_for() {
+    for deviation in [0.7, 1e3, 2_f64.powi(30) * 3.0] {
+        let mut sums = vec![5_i64; 100_000];
+        add_grid_noise(&mut sums, deviation, &mut SecureRandom::new().unwrap());
+        let noise: Vec<f64> = sums.iter().map(|&sum| (sum - 5) as f64).collect();
+        // Rounding to integers adds 1/12 to the variance.
+        assert_normal_variance("grid noise", &noise, (deviation * deviation + 1.0 / 12.0).sqrt());
+    }
+}
+
+/// Noise of a small deviation takes only whole values, with the probabilities of the rounded normal.
+#[test]
+fn grid_noise_is_the_rounded_normal() {
+    let mut sums = vec![0_i64; 200_000];
+    add_grid_noise(&mut sums, 1.0, &mut SecureRandom::new().unwrap());
+    let law = Normal::standard();
+    for value in -2_i64..=2 {
+        let p = law.cdf(value as f64 + 0.5) - law.cdf(value as f64 - 0.5);
+        let count = sums.iter().filter(|&&sum| sum == value).count() as u64;
+        let law = Binomial::new(p, sums.len() as u64).unwrap();
+        assert!(law.cdf(count) > FALSE_ALARM && law.sf(count) > FALSE_ALARM, "{count} times {value}");
+    }
+}
+
+#[test]
+fn two_calls_never_share_noise() {
+    let mut random = SeededRandom::new(3);
+    assert_ne!(standard_normals(&mut random, 8), standard_normals(&mut random, 8));
+}
+
+/// The seeded stream is part of the interface: a change here makes old runs irreproducible and belongs into the changelog.
+#[test]
+fn seeded_values_are_stable() {
+    let mut random = SeededRandom::new(42);
+    assert_eq!([random.next_u64(), random.next_u64()], PINNED_BITS);
+    let normals = standard_normals(&mut random, 4098);
+    for (index, expected) in PINNED_NORMALS {
+        assert_eq!(normals[index], expected, "normal {index}");
+    }
+    let mut sums = [0; 3];
+    add_grid_noise(&mut sums, 1e6, &mut random);
+    assert_eq!(sums, PINNED_NOISE);
+}
+
+const PINNED_BITS: [u64; 2] = [0, 0];
+const PINNED_NORMALS: [(usize, f64); 4] = [(0, 0.0), (1, 0.0), (4096, 0.0), (4097, 0.0)];
+const PINNED_NOISE: [i64; 3] = [0, 0, 0];

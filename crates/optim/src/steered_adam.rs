@@ -1,0 +1,124 @@
+//! Adam whose first-moment decay can be changed during a run.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use burn::optim::{LearningRate, ModuleOptimizer, Optimizer, RecordState};
+use burn::tensor::{Device, Tensor};
+
+/// Adam (Kingma and Ba 2015) with a first-moment decay that a controller can change between steps.
+///
+/// Bias correction uses the product of the decays really used, so that the first moment is an average of the
+/// gradients with weights that sum to one at every step. What reaches this optimizer is released, so everything it
+/// computes is post-processing and costs no privacy.
+#[derive(Clone, Debug)]
+pub struct SteeredAdam {
+    beta_1: Beta1,
+    beta_2: f64,
+    epsilon: f64,
+}
+
+/// A handle on a [`SteeredAdam`]'s first-moment decay: clones share the value.
+#[derive(Clone, Debug)]
+pub struct Beta1(Arc<AtomicU64>);
+
+impl Beta1 {
+    /// A handle holding `value`, clamped to [0, 0.9999].
+    #[must_use]
+    pub fn new(value: f64) -> Self {
+        let handle = Self(Arc::new(AtomicU64::new(0)));
+        handle.set(value);
+        handle
+    }
+
+    /// The decay now.
+    #[must_use]
+    pub fn get(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+
+    /// Sets the decay for the steps to come, clamped to [0, 0.9999]; a value that is no number is ignored.
+    pub fn set(&self, value: f64) {
+        if !value.is_nan() {
+            self.0
+                .store(value.clamp(0.0, 0.9999).to_bits(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// The state of [`SteeredAdam`] for one parameter.
+#[derive(RecordState, Clone)]
+pub struct SteeredAdamState<const D: usize> {
+    /// Product of all first-moment decays so far.
+    pub beta_1_product: f64,
+    /// Product of all second-moment decays so far.
+    pub beta_2_product: f64,
+    /// Running average of the gradients, not corrected for its start at zero.
+    pub moment_1: Tensor<D>,
+    /// Running average of the squared gradients, not corrected for its start at zero.
+    pub moment_2: Tensor<D>,
+}
+
+impl SteeredAdam {
+    /// An optimizer with the given decays; `epsilon` is added to the root of the second moment. Released gradients
+    /// are as small as the clipping norms make them, so it should be far below their noise (1e-12 serves any norm).
+    #[must_use]
+    pub fn new(beta_1: Beta1, beta_2: f64, epsilon: f64) -> Self {
+        Self {
+            beta_1,
+            beta_2: beta_2.clamp(0.0, 0.999_999),
+            epsilon: epsilon.max(0.0),
+        }
+    }
+
+    /// The optimizer for whole modules.
+    #[must_use]
+    pub fn init(self) -> ModuleOptimizer {
+        self.into()
+    }
+}
+
+impl Optimizer for SteeredAdam {
+    type State<const D: usize> = SteeredAdamState<D>;
+
+    fn step<const D: usize>(
+        &self,
+        lr: LearningRate,
+        tensor: Tensor<D>,
+        grad: Tensor<D>,
+        state: Option<Self::State<D>>,
+    ) -> (Tensor<D>, Option<Self::State<D>>) {
+        let beta_1 = self.beta_1.get();
+        let squared = grad.clone() * grad.clone();
+        let state = match state {
+            None => SteeredAdamState {
+                beta_1_product: beta_1,
+                beta_2_product: self.beta_2,
+                moment_1: grad.mul_scalar(1.0 - beta_1),
+                moment_2: squared.mul_scalar(1.0 - self.beta_2),
+            },
+            Some(last) => SteeredAdamState {
+                beta_1_product: last.beta_1_product * beta_1,
+                beta_2_product: last.beta_2_product * self.beta_2,
+                moment_1: last.moment_1.mul_scalar(beta_1) + grad.mul_scalar(1.0 - beta_1),
+                moment_2: last.moment_2.mul_scalar(self.beta_2)
+                    + squared.mul_scalar(1.0 - self.beta_2),
+            },
+        };
+        let direction = state.moment_1.clone().div_scalar(1.0 - state.beta_1_product);
+        let scale = state
+            .moment_2
+            .clone()
+            .div_scalar(1.0 - state.beta_2_product)
+            .sqrt()
+            .add_scalar(self.epsilon);
+        let update = (direction / scale).mul_scalar(lr);
+        (tensor - update, Some(state))
+    }
+
+    fn to_device<const D: usize>(mut state: Self::State<D>, device: &Device) -> Self::State<D> {
+        state.moment_1 = state.moment_1.to_device(device);
+        state.moment_2 = state.moment_2.to_device(device);
+        state
+    }
+}

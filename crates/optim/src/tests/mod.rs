@@ -1,0 +1,46 @@
+#![allow(clippy::unwrap_used)]
+
+mod clipping;
+mod conformance;
+mod sampling;
+pub(crate) mod statistics;
+mod step;
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::{GroupGradients, Kernel, PerExampleGradients, RowMap};
+
+/// Every compiled-in CPU device with every kernel.
+pub(crate) fn cases() -> Vec<(&'static str, Device, Kernel)> {
+    let mut cases = Vec::new();
+    for (name, device) in devices() {
+        cases.push((name, device.clone(), Kernel::Native));
+        cases.push((name, device, Kernel::Reference));
+    }
+    cases
+}
+
+pub(crate) fn devices() -> Vec<(&'static str, Device)> {
+    vec![
+        #[cfg(feature = "flex")]
+        ("flex", Device::flex()),
+        #[cfg(feature = "ndarray")]
+        ("ndarray", Device::ndarray()),
+    ]
+}
+
+/// A `[rows, width]` tensor.
+pub(crate) fn matrix(values: &[Vec<f32>], device: &Device) -> Tensor<2> {
+    let width = values[0].len();
+    Tensor::from_data(TensorData::new(values.concat(), [values.len(), width]), device)
+}
+
+/// One group `g` of one tensor.
+pub(crate) fn single(values: &[Vec<f32>], rows: RowMap, device: &Device) -> PerExampleGradients {
+    let group = GroupGradients::new("g").with(matrix(values, device));
+    PerExampleGradients::new(vec![group], rows).unwrap()
+}
+
+pub(crate) fn norm(values: &[f64]) -> f64 {
+    values.iter().map(|value| value * value).sum::<f64>().sqrt()
+}
