@@ -35,7 +35,7 @@ pub(crate) fn step_ln_moment(q: f64, sigma: f64, power: f64) -> f64 {
     } else if q == 1.0 || sigma < SMALLEST_SUBSAMPLED_SIGMA {
         0.5 * power * (power - 1.0) / (sigma * sigma)
     } else {
-        Step { q, sigma }.ln_moment(power)
+        Step::new(q, sigma).ln_moment(power)
     }
 }
 
@@ -226,7 +226,7 @@ pub(crate) fn minimise_over_scale(mut f: impl FnMut(f64) -> f64, start: f64, tol
         } else {
             break;
         }
-        if !(1e-8..1e8).contains(&next.0) {
+        if !(1e-8..1e14).contains(&next.0) {
             break;
         }
     }

@@ -9,20 +9,24 @@
 use std::f64::consts::PI;
 
 use super::loss::{ln_hockey_stick_factor, Direction, Loss};
-use crate::rdp::{convert, step_ln_moment};
+use crate::rdp::convert;
 use crate::special::{ln_normal_upper, normal_upper};
-use crate::tilt::{Step, UNIT};
+use crate::tilt::{Step, Tilted, UNIT};
 
 /// The cut-off must be below exp(-this) relative to M(c).
 const CUT_NATS: f64 = 30.0;
 /// Aliases aimed at: exp(-this) relative to delta.
 const ALIAS_NATS: f64 = 22.0;
 /// Multiples of c at which the far tail is bounded.
-const FAR: [f64; 6] = [1.06, 1.15, 1.3, 1.6, 2.2, 3.5];
+const FAR: [f64; 7] = [1.06, 1.12, 1.2, 1.35, 1.6, 2.2, 3.5];
 /// Pairs (frequency, node) that are always worth their time.
-const FREE_WORK: f64 = 4e5;
+pub(crate) const FREE_WORK: f64 = 4e5;
 /// Pairs never exceeded: the bounds are then looser, and still valid.
-const MOST_WORK: f64 = 3e7;
+pub(crate) const MOST_WORK: f64 = 3e7;
+/// Sequences this short get a finer bound on how fast their characteristic function decays.
+const FEW_STEPS: u64 = 200;
+/// Mechanisms with at most this many steps get the total-variation bound on it too.
+const VARIED_STEPS: u64 = 300;
 
 /// delta at one epsilon, of the loss composed with a Gaussian of squared mu `smoothing`.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +37,144 @@ pub(crate) struct Bounds {
     pub lower: f64,
     /// (upper - lower) / upper: how good the contour is here.
     pub relative_gap: f64,
+}
+
+/// Where to lay a line, and what it will cost.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    direction: Direction,
+    c: f64,
+    spacing: f64,
+    end: f64,
+    smoothing: f64,
+    steps: Vec<(f64, Tilted)>,
+    bad_share: f64,
+    /// Pairs of frequency and node, about.
+    pub work: f64,
+}
+
+impl Plan {
+    /// A plan tuned to the point where delta is about `exp(ln_delta)`, near `epsilon`, if given.
+    ///
+    /// `tolerance` bounds how much the smoothing may move epsilon, as far as `most_work` allows.
+    pub fn new(
+        loss: &Loss,
+        direction: Direction,
+        c: f64,
+        ln_delta: f64,
+        epsilon: Option<f64>,
+        (tolerance, most_work): (f64, f64),
+    ) -> Self {
+        let mut c = c;
+        let (mut steps, mut variance): (Vec<(f64, Tilted)>, f64);
+        let mut rounds = 0;
+        loop {
+            let power = direction.power(c);
+            steps = loss
+                .steps
+                .iter()
+                .map(|(s, _)| {
+                    let m = s.ln_moment(power);
+                    (m, s.tilted(power, m, 0.0))
+                })
+                .collect();
+            let spread = |((_, n), (_, t)): (&(Step, u64), &(f64, Tilted))| *n as f64 * t.variance;
+            variance = loss.mu2 + loss.steps.iter().zip(&steps).map(spread).sum::<f64>();
+            rounds += 1;
+            // Below half a standard deviation's worth of tilt the line needs a needlessly long period.
+            if !(c * variance.sqrt() < 0.4) || rounds > 3 || variance <= 0.0 {
+                break;
+            }
+            // Not into a region where rare jumps take over.
+            let further = (0.5 / variance.sqrt()).min(3.0 * c);
+            if !(loss.ln_moment(direction, further) <= 2.0) {
+                break;
+            }
+            c = further;
+        }
+        let power = direction.power(c);
+        let ln_moment = loss.steps.iter().zip(&steps).map(|((_, n), (m, _))| *n as f64 * m).sum::<f64>()
+            + 0.5 * loss.mu2 * c * (c + 1.0);
+        // Where delta is aimed at, by the saddle-point approximation, when epsilon is not given.
+        let epsilon = epsilon.unwrap_or_else(|| {
+            let width = (c * (c + 1.0) * (2.0 * PI * variance).sqrt()).ln().max(0.0);
+            ((ln_moment - ln_delta - width) / c).max(0.0)
+        });
+        // Where the work is hard, aliases may weigh a little more.
+        let nats = if most_work > FREE_WORK { 0.65 * ALIAS_NATS } else { ALIAS_NATS };
+        let near = (nats - ln_delta) / c;
+        let beyond = FAR
+            .iter()
+            .map(|f| {
+                let f = c * f;
+                let k = loss.ln_moment(direction, f);
+                (k + ln_hockey_stick_factor(f) - f * epsilon - ln_delta + nats) / (f - c)
+            })
+            .fold(f64::INFINITY, f64::min);
+        let period = near.max(if beyond.is_finite() { beyond } else { 0.0 }).min(1e3 * near);
+        let spacing = 2.0 * PI / period;
+
+        // How far must the line go?
+        let variations: Vec<f64> = loss
+            .steps
+            .iter()
+            .zip(&steps)
+            .map(|((s, n), (m, _))| if *n <= VARIED_STEPS { s.total_variation(power, *m) } else { f64::INFINITY })
+            .collect();
+        let few = loss.steps.iter().map(|(_, n)| *n).sum::<u64>() <= FEW_STEPS;
+        let work_to = |end: f64| {
+            let nodes = |((s, _), (m, t)): (&(Step, u64), &(f64, Tilted))| {
+                t.spacing * t.losses.len() as f64 / s.spacing(power, *m, end)
+            };
+            (end / spacing) * loss.steps.iter().zip(&steps).map(nodes).sum::<f64>()
+        };
+        let mut end = 7.5 / variance.sqrt().max(1e-300);
+        let mut work = work_to(end);
+        while work > most_work.max(1e-2 * MOST_WORK) {
+            end *= 0.6;
+            work = work_to(end);
+        }
+        let mut smoothing;
+        let mut last = None;
+        loop {
+            let decay = loss
+                .steps
+                .iter()
+                .zip(&steps)
+                .zip(&variations)
+                .map(|(((s, n), (m, t)), v)| {
+                    let cells = -(-s.decay(power, *m, end, t.centre, few)).ln_1p();
+                    *n as f64 * cells.max((end / v).ln())
+                })
+                .sum::<f64>();
+            let missing = CUT_NATS - decay - 0.5 * loss.mu2 * end * end;
+            smoothing = (2.0 * missing / (end * end)).max(0.0);
+            work = work_to(end);
+            if work > 2.0 * most_work
+                && let Some(before) = last
+            {
+                (end, smoothing, work) = before;
+                break;
+            }
+            last = Some((end, smoothing, work));
+            let moved = 0.5 * (c + 1.0) * smoothing;
+            if smoothing == 0.0 || (work > FREE_WORK && moved <= tolerance) || work > most_work {
+                break;
+            }
+            end *= 1.35;
+        }
+        Self { direction, c, spacing, end, smoothing, steps, bad_share: 0.0, work }
+    }
+
+    /// What a further step, composed later, may lose to the cut.
+    pub fn set_bad_share(&mut self, share: f64) {
+        self.bad_share = share;
+    }
+
+    /// How much the smoothing moves epsilon, about.
+    pub fn moved(&self) -> f64 {
+        0.5 * (self.c + 1.0) * self.smoothing
+    }
 }
 
 /// The composed characteristic function on one vertical line.
@@ -52,94 +194,36 @@ pub(crate) struct Contour {
     /// |M(c + it) / M(c)| <= exp(-decay - gaussian t^2 / 2) for all t beyond the end.
     decay: f64,
     gaussian: f64,
+    /// Probability of the outcomes cut off, charged in full; and the share of each further step.
+    bad: f64,
+    bad_laid: f64,
+    bad_share: f64,
 }
 
 impl Contour {
-    /// A contour tuned to the point where delta is about `exp(ln_delta)`, near `epsilon`.
-    ///
-    /// `tolerance` bounds how much the smoothing may move epsilon, if the work allows.
-    pub fn build(loss: &Loss, direction: Direction, c: f64, ln_delta: f64, epsilon: Option<f64>, tolerance: f64) -> Self {
-        let mut c = c;
-        let mut moments;
-        let mut rough;
-        let mut variance;
-        let mut rounds = 0;
-        loop {
-            let power = direction.power(c);
-            moments = loss.steps.iter().map(|(s, _)| step_ln_moment(s.q, s.sigma, power)).collect::<Vec<_>>();
-            rough = loss.steps.iter().zip(&moments).map(|((s, _), m)| s.tilted(power, *m, 0.0)).collect::<Vec<_>>();
-            variance = loss.mu2
-                + loss.steps.iter().zip(&rough).map(|((_, n), t)| *n as f64 * t.variance).sum::<f64>();
-            rounds += 1;
-            // Below half a standard deviation's worth of tilt the line needs a needlessly long period.
-            if c * variance.sqrt() >= 0.4 || rounds > 3 || variance <= 0.0 {
-                break;
-            }
-            c = 0.5 / variance.sqrt();
-        }
-        let power = direction.power(c);
-        let ln_moment = loss.steps.iter().zip(&moments).map(|((_, n), m)| *n as f64 * m).sum::<f64>()
-            + 0.5 * loss.mu2 * c * (c + 1.0);
-        let far: Vec<(f64, f64)> = FAR.iter().map(|f| (c * f, loss.ln_moment(direction, c * f))).collect();
-        // Where delta is aimed at, by the saddle-point approximation, when epsilon is not given.
-        let epsilon = epsilon.unwrap_or_else(|| {
-            let width = (c * (c + 1.0) * (2.0 * PI * variance).sqrt()).ln().max(0.0);
-            ((ln_moment - ln_delta - width) / c).max(0.0)
-        });
-        let near = (ALIAS_NATS - ln_delta) / c;
-        let beyond = far
-            .iter()
-            .map(|&(f, k)| (k + ln_hockey_stick_factor(f) - f * epsilon - ln_delta + ALIAS_NATS) / (f - c))
-            .fold(f64::INFINITY, f64::min);
-        let period = near.max(if beyond.is_finite() { beyond } else { 0.0 }).min(1e3 * near);
-        let spacing = 2.0 * PI / period;
-
-        // How far must the line go?
-        let mut end = 7.5 / variance.sqrt().max(1e-300);
-        let (mut decay, mut smoothing);
-        loop {
-            decay = loss
-                .steps
-                .iter()
-                .zip(moments.iter().zip(&rough))
-                .map(|((s, n), (m, t))| -(*n as f64) * (-s.decay(power, *m, end, t.centre)).ln_1p())
-                .sum::<f64>();
-            let missing = CUT_NATS - decay - 0.5 * loss.mu2 * end * end;
-            if missing <= 0.0 {
-                smoothing = 0.0;
-                break;
-            }
-            smoothing = 2.0 * missing / (end * end);
-            let work = (end / spacing)
-                * loss
-                    .steps
-                    .iter()
-                    .map(|(s, _)| (power.abs() + 20.0 * s.sigma) / s.spacing(power, end))
-                    .sum::<f64>();
-            let moved = 0.5 * (c + 1.0) * smoothing;
-            if (work > FREE_WORK && moved <= tolerance) || work > MOST_WORK {
-                break;
-            }
-            end *= 1.35;
-        }
-        let count = (end / spacing).ceil() as usize + 2;
+    /// A contour laid as planned.
+    pub fn lay(loss: &Loss, plan: &Plan) -> Self {
+        let (direction, c, spacing, smoothing) = (plan.direction, plan.c, plan.spacing, plan.smoothing);
+        let count = (plan.end / spacing).ceil() as usize + 2;
+        let gaussian = loss.mu2 + smoothing;
         let mut contour = Self {
             direction,
             c,
             spacing,
             smoothing,
-            ln_moment: 0.5 * (loss.mu2 + smoothing) * c * (c + 1.0),
-            far: far.iter().map(|&(f, _)| (f, 0.5 * (loss.mu2 + smoothing) * f * (f + 1.0))).collect(),
-            ln_modulus: Vec::with_capacity(count),
-            argument: Vec::with_capacity(count),
+            ln_moment: 0.5 * gaussian * c * (c + 1.0),
+            far: FAR.iter().map(|f| (c * f, 0.5 * gaussian * c * f * (c * f + 1.0))).collect(),
+            ln_modulus: vec![0.0; count],
+            argument: vec![0.0; count],
             ln_error: vec![0.0; count],
             decay: 0.0,
             gaussian: 0.0,
+            bad: loss.bad_mass(),
+            bad_laid: loss.bad_mass(),
+            bad_share: plan.bad_share,
         };
-        contour.ln_modulus.resize(count, 0.0);
-        contour.argument.resize(count, 0.0);
-        contour.add_gaussian(loss.mu2 + smoothing);
-        for (((step, n), m), t) in loss.steps.iter().zip(&moments).zip(&rough) {
+        contour.add_gaussian(gaussian);
+        for ((step, n), (m, t)) in loss.steps.iter().zip(&plan.steps) {
             contour.add_steps(step, *n, *m, t.centre);
         }
         contour
@@ -158,7 +242,9 @@ impl Contour {
     /// Composes one more subsampled mechanism: one product of transforms.
     pub fn compose(&mut self, step: &Step, n: u64) {
         let power = self.direction.power(self.c);
-        let ln_moment = step_ln_moment(step.q, step.sigma, power);
+        let step = &if self.bad_share > 0.0 { step.cut_at(self.bad_share) } else { *step };
+        self.bad += n as f64 * step.bad_masses().0 * (1.0 + 1e-12);
+        let ln_moment = step.ln_moment(power);
         let centre = step.tilted(power, ln_moment, 0.0).centre;
         self.add_steps(step, n, ln_moment, centre);
     }
@@ -189,7 +275,7 @@ impl Contour {
         let last = self.spacing * (count - 1) as f64;
         let times = n as f64;
         let nodes = step.tilted(power, ln_moment, last);
-        let worst = step.trapezoid_error(power, last, nodes.spacing);
+        let worst = step.trapezoid_error(power, ln_moment, last, nodes.spacing);
         let turn = if self.direction == Direction::Add { -1.0 } else { 1.0 };
         for (j, (re, im)) in nodes.characteristic(self.spacing, count).into_iter().enumerate() {
             let t = self.spacing * j as f64;
@@ -206,9 +292,11 @@ impl Contour {
         }
         self.ln_moment += times * ln_moment;
         for (f, k) in &mut self.far {
-            *k += times * step_ln_moment(step.q, step.sigma, self.direction.power(*f));
+            *k += times * step.ln_moment(self.direction.power(*f));
         }
-        self.decay += -times * (-step.decay(power, ln_moment, last, centre)).ln_1p();
+        let cells = -(-step.decay(power, ln_moment, last, centre, n <= FEW_STEPS)).ln_1p();
+        let variation = if n <= VARIED_STEPS { (last / step.total_variation(power, ln_moment)).ln() } else { 0.0 };
+        self.decay += times * cells.max(variation);
     }
 
     /// Certified bounds at one epsilon.
@@ -260,17 +348,33 @@ impl Contour {
 
     /// Certified upper bound on ln delta(epsilon).
     pub fn ln_delta_upper(&self, epsilon: f64) -> f64 {
-        self.bounds(epsilon).ln_upper.min(self.ln_chernoff(epsilon))
+        let kept = self.bounds(epsilon).ln_upper.min(self.ln_chernoff(epsilon));
+        if self.bad == 0.0 { kept } else { kept.max(self.bad.ln()) + (-(kept - self.bad.ln()).abs()).exp().ln_1p() }
     }
 
-    /// The Chernoff bound at this contour's saddle.
+    /// Probability of the outcomes cut off.
+    pub fn bad_mass(&self) -> f64 {
+        self.bad
+    }
+
+    /// The same when the contour was laid.
+    pub fn bad_wanted(&self) -> f64 {
+        self.bad_laid
+    }
+
+    /// The Chernoff bound at this contour's saddle, without what was cut off.
     pub fn ln_chernoff(&self, epsilon: f64) -> f64 {
         let k = self.ln_moment * (1.0 + 1e-12 * self.ln_moment.signum());
         k - self.c * epsilon + ln_hockey_stick_factor(self.c)
     }
 
-    /// The Renyi bound on epsilon at this contour's order.
+    /// The Renyi bound on epsilon at this contour's order; infinite if more was cut off than delta allows.
     pub fn chernoff_epsilon(&self, ln_delta: f64) -> f64 {
+        let ratio = self.bad * (-ln_delta).exp();
+        if ratio >= 1.0 {
+            return f64::INFINITY;
+        }
+        let ln_delta = ln_delta + (-ratio).ln_1p() - 1e-14;
         convert(self.ln_moment / self.c, self.c + 1.0, ln_delta)
     }
 

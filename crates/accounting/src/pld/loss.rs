@@ -1,6 +1,6 @@
 //! The composed privacy loss of a sequence: its log moments and Chernoff (Renyi) bounds.
 
-use crate::rdp::{convert, minimise_over_scale, step_ln_moment, SMALLEST_SUBSAMPLED_SIGMA};
+use crate::rdp::{convert, minimise_over_scale, SMALLEST_SUBSAMPLED_SIGMA};
 use crate::segment::Segment;
 use crate::tilt::Step;
 
@@ -59,14 +59,26 @@ impl Loss {
                 self.mu2 += s.steps() as f64 / (sigma * sigma);
             }
         } else {
-            self.steps.push((Step { q, sigma }, s.steps()));
+            self.steps.push((Step::new(q, sigma), s.steps()));
         }
     }
 
-    /// ln E[exp(c loss)].
+    /// The same loss with the upper tail of every step cut, at most about `bad` in all, for the remove direction.
+    pub fn cut(&self, bad: f64) -> Self {
+        let total: f64 = self.steps.iter().map(|(_, n)| *n as f64).sum();
+        let share = bad / total.max(1.0);
+        Self { steps: self.steps.iter().map(|(s, n)| (s.cut_at(share), *n)).collect(), mu2: self.mu2 }
+    }
+
+    /// Probability, at most, that any step's outcome is cut off.
+    pub fn bad_mass(&self) -> f64 {
+        self.steps.iter().map(|(s, n)| *n as f64 * s.bad_masses().0).sum::<f64>() * (1.0 + 1e-12)
+    }
+
+    /// ln E[exp(c loss); nothing cut off].
     pub fn ln_moment(&self, direction: Direction, c: f64) -> f64 {
         let power = direction.power(c);
-        let steps: f64 = self.steps.iter().map(|(s, n)| *n as f64 * step_ln_moment(s.q, s.sigma, power)).sum();
+        let steps: f64 = self.steps.iter().map(|(s, n)| *n as f64 * s.ln_moment(power)).sum();
         steps + 0.5 * self.mu2 * c * (c + 1.0)
     }
 
@@ -102,9 +114,11 @@ impl Loss {
         for (s, n) in &self.steps {
             let i2 = 1.0 / (s.sigma * s.sigma);
             variance += *n as f64 * s.q * s.q * i2.min(30.0).exp_m1();
-            cap = cap.min(2.0 * s.sigma * s.sigma * (1.0 / s.q).ln() + 1.0);
+            if s.cut.is_none() {
+                cap = cap.min(2.0 * s.sigma * s.sigma * (1.0 / s.q).ln() + 1.0);
+            }
         }
-        ((-2.0 * ln_delta).sqrt() / variance.sqrt()).min(cap).clamp(1e-3, 1e6)
+        ((-2.0 * ln_delta).sqrt() / variance.sqrt()).min(cap).clamp(1e-3, 1e12)
     }
 }
 

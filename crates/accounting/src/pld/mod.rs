@@ -15,11 +15,13 @@ use crate::error::AccountingError;
 use crate::gaussian;
 use crate::segment::{check_delta, check_epsilon, merge, Segment};
 use crate::special::decreasing_root;
-use contour::Contour;
+use contour::{Contour, Plan};
 use loss::{Direction, Loss};
 
 /// Relative margin on closed forms.
 const CLOSED_FORM_MARGIN: f64 = 1e-12;
+/// Shares of delta that outcomes cut off may take.
+const CUT_SHARES: [f64; 3] = [1e-7, 1e-4, 1e-2];
 /// A contour is used while its certified relative gap in delta is below this.
 const GOOD_GAP: f64 = 1e-6;
 
@@ -200,14 +202,23 @@ impl PldAccountant {
             if !chernoff.is_finite() || chernoff <= best {
                 continue;
             }
-            let contour = Contour::build(&loss, direction, c, ln_delta, None, tolerance);
+            let Some(contour) = lay(&loss, direction, (c, ln_delta, None), tolerance) else { continue };
             let f = |e: f64| {
                 let d = contour.delta_lower(e);
                 if d > 0.0 { d.ln() - ln_delta } else { -1e3 }
             };
-            let (at_best, at_high) = (f(best), f(chernoff));
-            if at_best > 0.0 && at_high <= 0.0 {
-                best = decreasing_root(f, (best, at_best), (chernoff, at_high), 1e-11).0;
+            // The contour is good near its own epsilon only: start there and step down until the bound holds.
+            let top = solve(&contour, ln_delta, chernoff);
+            let (mut high, mut step) = ((top, f(top)), 1e-12 * top.max(1e-3));
+            while high.1 <= 0.0 && high.0 > best {
+                let x = (high.0 - step).max(best);
+                let at = f(x);
+                if at > 0.0 {
+                    best = decreasing_root(f, (x, at), high, 1e-12).0;
+                    break;
+                }
+                high = (x, at);
+                step *= 4.0;
             }
         }
         Ok(best)
@@ -251,8 +262,9 @@ impl PldAccountant {
                 continue;
             }
             let tolerance = 0.5 * self.options.epsilon_error;
-            let contour = Contour::build(&loss, direction, c, chernoff.min(-1e-3), Some(epsilon), tolerance);
-            let ln = contour.ln_delta_upper(epsilon).min(chernoff + 1e-12 * (chernoff.abs() + 1.0));
+            let contour = lay(&loss, direction, (c, chernoff.min(-1e-3), Some(epsilon)), tolerance);
+            let chernoff = chernoff + 1e-12 * (chernoff.abs() + 1.0);
+            let ln = contour.map_or(chernoff, |contour| contour.ln_delta_upper(epsilon).min(chernoff));
             ln_worst = ln_worst.max(ln);
         }
         Ok(margin_up(ln_worst).min(1.0))
@@ -286,7 +298,8 @@ impl PldAccountant {
             if !chernoff.is_finite() || chernoff.exp() <= best {
                 continue;
             }
-            let contour = Contour::build(&loss, direction, c, chernoff.min(-1e-3), Some(epsilon), tolerance);
+            let at = (c, chernoff.min(-1e-3), Some(epsilon));
+            let Some(contour) = lay(&loss, direction, at, tolerance) else { continue };
             best = best.max(contour.delta_lower(epsilon));
         }
         Ok(best)
@@ -365,21 +378,15 @@ fn upper_in(
     slot: &mut Option<Contour>,
 ) -> Result<f64, AccountingError> {
     let ln_delta = delta.ln();
-    let solve = |contour: &Contour, chernoff: f64| {
-        let f = |e: f64| contour.ln_delta_upper(e) - ln_delta;
-        let at_zero = f(0.0);
-        if at_zero <= 0.0 {
-            return 0.0;
-        }
-        // At the Chernoff epsilon the bound is met by construction; it is also what is left if rounding swamped the sum.
-        let at_high = f(chernoff).min(-1e-12);
-        decreasing_root(f, (0.0, at_zero), (chernoff, at_high), 1e-12).1
-    };
     if let Some(contour) = slot.as_ref() {
         let chernoff = contour.chernoff_epsilon(ln_delta);
         if chernoff.is_finite() {
-            let epsilon = solve(contour, chernoff.max(0.0));
-            if contour.bounds(epsilon).relative_gap < GOOD_GAP && epsilon > 0.0 && contour.moved() <= tolerance {
+            let epsilon = solve(contour, ln_delta, chernoff.max(0.0));
+            let fits = contour.bounds(epsilon).relative_gap < GOOD_GAP
+                && contour.bad_mass() <= 2.0 * contour.bad_wanted() + 1e-7 * delta
+                && contour.bad_mass() <= 0.03 * delta
+                && contour.moved() <= tolerance;
+            if fits && epsilon > 0.0 {
                 return Ok(epsilon);
             }
         }
@@ -391,10 +398,68 @@ fn upper_in(
     if chernoff <= 0.0 {
         return Ok(0.0);
     }
-    let contour = Contour::build(loss, direction, c, ln_delta, None, tolerance);
-    let epsilon = solve(&contour, chernoff);
+    let Some(contour) = lay(loss, direction, (c, ln_delta, None), tolerance) else {
+        *slot = None;
+        return Ok(chernoff);
+    };
+    let epsilon = solve(&contour, ln_delta, chernoff.min(contour.chernoff_epsilon(ln_delta)).max(0.0));
     *slot = Some(contour);
     Ok(epsilon)
+}
+
+/// The smallest epsilon that a contour certifies, at most the given Chernoff bound.
+fn solve(contour: &Contour, ln_delta: f64, chernoff: f64) -> f64 {
+    let f = |e: f64| contour.ln_delta_upper(e) - ln_delta;
+    let at_zero = f(0.0);
+    if at_zero <= 0.0 || chernoff <= 0.0 {
+        return 0.0;
+    }
+    // At the Chernoff epsilon the bound is met by construction; it is also what is left if rounding swamped the sum.
+    let at_high = f(chernoff).min(-1e-12);
+    decreasing_root(f, (0.0, at_zero), (chernoff, at_high), 1e-12).1
+}
+
+/// A contour near (c, ln delta, epsilon): over the whole loss where that is cheap, else with the upper tail cut if that is
+/// better.
+///
+/// None where even that is more work than it is worth: the Chernoff bound must do.
+fn lay(loss: &Loss, direction: Direction, at: (f64, f64, Option<f64>), tolerance: f64) -> Option<Contour> {
+    let (c, ln_delta, epsilon) = at;
+    let cheap = Plan::new(loss, direction, c, ln_delta, epsilon, (tolerance, contour::FREE_WORK));
+    if cheap.moved() == 0.0 {
+        return Some(Contour::lay(loss, &cheap));
+    }
+    let whole = Plan::new(loss, direction, c, ln_delta, epsilon, (tolerance, contour::MOST_WORK));
+    if direction == Direction::Remove {
+        // What is cut off is charged to delta; cutting more lets the saddle go further. Take the best trade.
+        let chernoff = |cut: &Loss| match epsilon {
+            Some(e) => cut.chernoff_ln_delta(direction, e, 0.02),
+            None => cut.chernoff_epsilon(direction, ln_delta, 0.02),
+        };
+        let mut best: Option<(f64, f64, f64, Loss)> = None;
+        for share in CUT_SHARES {
+            let cut = loss.cut(share * ln_delta.exp());
+            let (c, value) = chernoff(&cut);
+            let value = if epsilon.is_some() { value + share } else { value + share / c };
+            // A larger share must be clearly worth it.
+            if best.as_ref().is_none_or(|b| value < b.0 - 0.02 * b.0.abs()) {
+                best = Some((value, c, share, cut));
+            }
+        }
+        if let Some((_, c, share, cut)) = best {
+            let mut plan = Plan::new(&cut, direction, c, ln_delta, epsilon, (tolerance, contour::MOST_WORK));
+            if (plan.moved(), plan.work) < (whole.moved(), whole.work) {
+                let steps: f64 = loss.steps.iter().map(|(_, n)| *n as f64).sum();
+                plan.set_bad_share(share * ln_delta.exp() / steps);
+                return bearable(&plan).then(|| Contour::lay(&cut, &plan));
+            }
+        }
+    }
+    bearable(&whole).then(|| Contour::lay(loss, &whole))
+}
+
+fn bearable(plan: &Plan) -> bool {
+    plan.work <= 5.0 * contour::MOST_WORK
 }
 
 /// The tightest certified epsilon of a sequence fixed in advance (or a deck), add/remove adjacency.
