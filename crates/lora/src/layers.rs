@@ -39,14 +39,15 @@ pub fn adapter_parameters<M: LinearLayers>(model: &M) -> Vec<AdapterRef> {
 
 /// The adapters as a module of their own, for an optimizer to step or a record to hold.
 ///
-/// Tensors are shared, not copied. Give the changed module back with [`set_adapters`].
+/// Tensors are shared, not copied, and enter autodiff, since Burn's optimizers step nothing else.
+/// Give the changed module back with [`set_adapters`].
 pub fn adapters<M: LinearLayers>(model: &M) -> Adapters {
     let mut layers = Vec::new();
     model.visit_linears(&mut |_, layer| layers.extend(layer.adapter.clone()));
-    Adapters { layers }
+    Adapters { layers }.train()
 }
 
-/// Puts adapters taken with [`adapters`] back in their places.
+/// Puts adapters taken with [`adapters`] back in their places, out of autodiff again.
 ///
 /// # Errors
 ///
@@ -70,7 +71,7 @@ pub fn set_adapters<M: LinearLayers>(model: &mut M, adapters: Adapters) -> Resul
             });
         }
     }
-    let mut given = adapters.layers.into_iter();
+    let mut given = adapters.valid().layers.into_iter();
     model.visit_linears_mut(&mut |_, layer| {
         if layer.adapter.is_some() {
             layer.adapter = given.next();

@@ -12,7 +12,8 @@
 //!
 //! let device = Default::default();
 //! let mut model = Gpt2::random(&Gpt2Config::new(50, 16, 1, 8, 2), 7, &device)?;
-//! add_lora(&mut model, &LoraConfig::new(2, model.default_targets()), 7)?;
+//! let config = LoraConfig::new(2, model.default_targets());
+//! add_lora(&mut model, &config, 7)?;
 //! let rows = [Row::new(vec![1, 2, 3]), Row::new(vec![4, 5])]; // padded on the right
 //! let batch = Batch::from_rows(&rows, &device)?;
 //! let expanded = expand_adapters(&model, 2)?;
