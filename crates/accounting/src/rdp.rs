@@ -71,7 +71,7 @@ pub fn default_orders() -> Vec<f64> {
     orders.extend((20..100).map(|i| f64::from(i) / 10.0));
     orders.extend((20..64).map(|i| f64::from(i) / 2.0));
     orders.extend((32..64).map(f64::from));
-    orders.extend((0..=40).map(|i| 64.0 * 32f64.powf(f64::from(i) / 40.0)));
+    orders.extend((0..=230).map(|i| 64.0 * 32f64.powf(f64::from(i) / 230.0)));
     orders
 }
 
@@ -205,7 +205,12 @@ pub fn epsilon_upper(segments: &[Segment], delta: f64) -> Result<RdpEpsilon, Acc
 }
 
 /// Minimises over c > 0: a walk by factors of 1.6 from `start`, then golden section in ln c. Any c is a valid answer.
-pub(crate) fn minimise_over_scale(mut f: impl FnMut(f64) -> f64, start: f64, tolerance: f64) -> (f64, f64) {
+pub(crate) fn minimise_over_scale(f: impl FnMut(f64) -> f64, start: f64, tolerance: f64) -> (f64, f64) {
+    minimise_up_to(f, start, tolerance, 1e14)
+}
+
+/// The same, walking no further than `most`.
+pub(crate) fn minimise_up_to(mut f: impl FnMut(f64) -> f64, start: f64, tolerance: f64, most: f64) -> (f64, f64) {
     const RATIO: f64 = 1.6;
     let mut best = (start, f(start));
     let mut factor = RATIO;
@@ -226,7 +231,7 @@ pub(crate) fn minimise_over_scale(mut f: impl FnMut(f64) -> f64, start: f64, tol
         } else {
             break;
         }
-        if !(1e-8..1e14).contains(&next.0) {
+        if !(1e-8..most).contains(&next.0) {
             break;
         }
     }

@@ -480,9 +480,8 @@ impl Tilted {
 fn ln_excess(power: f64, y: f64) -> f64 {
     let lift = power * y;
     if lift > 40.0 {
-        // Here r^p >= e^40 while the rest is at most 1 + |p| |v|, and v <= r - 1.
-        let v = y.exp_m1();
-        return lift + (-(1.0 + power * v) * (-lift).exp()).ln_1p();
+        // (1 + p (r - 1)) r^-p, without forming r, which may overflow.
+        return lift + (-((1.0 - power) * (-lift).exp() + power * (y - lift).exp())).ln_1p();
     }
     let v = y.exp_m1();
     if v.abs() < 0.1 && (power * v).abs() < 0.2 {

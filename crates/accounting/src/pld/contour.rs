@@ -82,11 +82,11 @@ impl Plan {
             variance = loss.mu2 + loss.steps.iter().zip(&steps).map(spread).sum::<f64>();
             rounds += 1;
             // Below half a standard deviation's worth of tilt the line needs a needlessly long period.
-            if !(c * variance.sqrt() < 0.4) || rounds > 3 || variance <= 0.0 {
+            if !(c * variance.sqrt() < 0.4) || rounds > 12 || variance <= 0.0 {
                 break;
             }
             // Not into a region where rare jumps take over.
-            let further = (0.5 / variance.sqrt()).min(3.0 * c);
+            let further = (0.5 / variance.sqrt()).min(30.0 * c);
             if !(loss.ln_moment(direction, further) <= 2.0) {
                 break;
             }

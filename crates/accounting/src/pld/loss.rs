@@ -1,6 +1,6 @@
 //! The composed privacy loss of a sequence: its log moments and Chernoff (Renyi) bounds.
 
-use crate::rdp::{convert, minimise_over_scale, SMALLEST_SUBSAMPLED_SIGMA};
+use crate::rdp::{convert, minimise_up_to, SMALLEST_SUBSAMPLED_SIGMA};
 use crate::segment::Segment;
 use crate::tilt::Step;
 
@@ -82,28 +82,38 @@ impl Loss {
         steps + 0.5 * self.mu2 * c * (c + 1.0)
     }
 
+    /// The largest possible loss.
+    pub fn supremum(&self, direction: Direction) -> f64 {
+        if direction == Direction::Remove || self.mu2 > 0.0 {
+            return f64::INFINITY;
+        }
+        self.steps.iter().map(|(s, n)| -(*n as f64) * (-s.q).ln_1p()).sum::<f64>() * (1.0 + 1e-12)
+    }
+
     /// The order minus one, and the epsilon, of the best Chernoff (Renyi) bound at this delta.
     pub fn chernoff_epsilon(&self, direction: Direction, ln_delta: f64, tolerance: f64) -> (f64, f64) {
         let start = self.first_guess(ln_delta);
-        minimise_over_scale(
+        minimise_up_to(
             |c| {
                 let value = convert(self.ln_moment(direction, c) / c, c + 1.0, ln_delta);
                 if value.is_nan() { f64::INFINITY } else { value }
             },
-            start,
+            start.min(most_saddle(direction)),
             tolerance,
+            most_saddle(direction),
         )
     }
 
     /// The saddle, and ln delta, of the best Chernoff bound at this epsilon.
     pub fn chernoff_ln_delta(&self, direction: Direction, epsilon: f64, tolerance: f64) -> (f64, f64) {
-        minimise_over_scale(
+        minimise_up_to(
             |c| {
                 let value = self.ln_moment(direction, c) - c * epsilon + ln_hockey_stick_factor(c);
                 if value.is_nan() { f64::INFINITY } else { value }
             },
-            self.first_guess(-16.0),
+            self.first_guess(-16.0).min(most_saddle(direction)),
             tolerance,
+            most_saddle(direction),
         )
     }
 
@@ -119,6 +129,14 @@ impl Loss {
             }
         }
         ((-2.0 * ln_delta).sqrt() / variance.sqrt()).min(cap).clamp(1e-3, 1e12)
+    }
+}
+
+/// Saddles searched. The add direction's loss is bounded, and far out its quadrature gets slow for nothing.
+fn most_saddle(direction: Direction) -> f64 {
+    match direction {
+        Direction::Remove => 1e14,
+        Direction::Add => 1e6,
     }
 }
 
