@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use burn::optim::{LearningRate, ModuleOptimizer, Optimizer, RecordState};
+use burn::optim::{LearningRate, ModuleOptimizer, Optimizer, RecordState, StateSink, StateSource};
 use burn::tensor::{Device, Tensor};
 
 /// Adam (Kingma and Ba 2015) with a first-moment decay that a controller can change between steps.
@@ -47,7 +47,7 @@ impl Beta1 {
 }
 
 /// The state of [`SteeredAdam`] for one parameter.
-#[derive(RecordState, Clone)]
+#[derive(Clone, Debug)]
 pub struct SteeredAdamState<const D: usize> {
     /// Product of all first-moment decays so far.
     pub beta_1_product: f64,
@@ -57,6 +57,25 @@ pub struct SteeredAdamState<const D: usize> {
     pub moment_1: Tensor<D>,
     /// Running average of the squared gradients, not corrected for its start at zero.
     pub moment_2: Tensor<D>,
+}
+
+// By hand: Burn's derive names paths that exist only inside Burn.
+impl<const D: usize> RecordState for SteeredAdamState<D> {
+    fn state_flatten(&self, prefix: &str, out: &mut StateSink) {
+        out.push_scalar(prefix, "beta_1_product", self.beta_1_product.into());
+        out.push_scalar(prefix, "beta_2_product", self.beta_2_product.into());
+        out.push_tensor(prefix, "moment_1", self.moment_1.to_data());
+        out.push_tensor(prefix, "moment_2", self.moment_2.to_data());
+    }
+
+    fn state_unflatten(prefix: &str, src: &mut StateSource, device: &Device) -> Option<Self> {
+        Some(Self {
+            beta_1_product: src.take_scalar(prefix, "beta_1_product")?.try_into().ok()?,
+            beta_2_product: src.take_scalar(prefix, "beta_2_product")?.try_into().ok()?,
+            moment_1: Tensor::from_data(src.take_tensor(prefix, "moment_1")?, device),
+            moment_2: Tensor::from_data(src.take_tensor(prefix, "moment_2")?, device),
+        })
+    }
 }
 
 impl SteeredAdam {

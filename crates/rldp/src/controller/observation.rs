@@ -1,0 +1,144 @@
+//! What a controller may see.
+
+use rldp_optim::Released;
+
+/// A number that a controller, a log or a report may see: it was public from the start, or a mechanism released it.
+///
+/// There is no way from a `Private` value to a `Visible` one but through a mechanism of `rldp-optim`, whose
+/// [`Released`] values convert into it.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Visible(f64);
+
+impl Visible {
+    /// A number that never depended on private data: configuration, step counts, what the controller itself chose.
+    #[must_use]
+    pub fn public(value: f64) -> Self {
+        Self(value)
+    }
+
+    /// A function of visible numbers only, computed elsewhere in this crate: norms of the released gradients, say.
+    pub(crate) fn post_processed(value: f64) -> Self {
+        Self(value)
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> f64 {
+        self.0
+    }
+
+    /// A function of visible numbers only: post-processing.
+    #[must_use]
+    pub fn map(self, function: impl FnOnce(f64) -> f64) -> Self {
+        Self(function(self.0))
+    }
+}
+
+impl From<&Released<f64>> for Visible {
+    fn from(released: &Released<f64>) -> Self {
+        Self(*released.value())
+    }
+}
+
+/// One adapter as a controller sees it. Every figure is an average over the steps since the last decision.
+#[derive(Clone, Debug)]
+pub struct AdapterView {
+    /// Number of trainable parameters.
+    pub dimension: usize,
+    /// Released share of units whose gradient was clipped, about 0 to 1; noise can carry it outside.
+    pub clipped_fraction: Visible,
+    /// Natural logarithm of the squared norm of the released gradient over what the noise alone would give.
+    pub signal_to_noise: Visible,
+    /// Cosine between successive released gradients.
+    pub cosine: Visible,
+    /// Euclidean norm of the adapter's parameters.
+    pub parameter_norm: Visible,
+    /// The clipping norm in force.
+    pub clipping_norm: f64,
+    /// The weight in the noise split in force; all weights sum to one.
+    pub noise_weight: f64,
+}
+
+/// All that a controller sees at a decision.
+#[derive(Clone, Debug)]
+pub struct Observation {
+    /// Share of the run's steps already taken, 0 to 1.
+    pub progress: f64,
+    /// Share of the target epsilon already spent, 0 to 1.
+    pub spent: f64,
+    /// The latest released validation loss in nats.
+    pub validation_loss: Visible,
+    /// The first released validation loss in nats.
+    pub initial_loss: Visible,
+    /// Fall of the released validation loss in nats over the last interval.
+    pub improvement: Visible,
+    /// Noise multiplier of the last step, all terms together; the calibrated one before the first step.
+    pub noise_multiplier: f64,
+    /// Learning-rate factor in force.
+    pub learning_rate_factor: f64,
+    /// First-moment decay in force.
+    pub beta_1: f64,
+    /// The adapters, in the model's order.
+    pub adapters: Vec<AdapterView>,
+}
+
+/// Features per agent: what [`Observation::features`] lists for an adapter, and for the run.
+pub const FEATURES: usize = 16;
+
+impl Observation {
+    /// The observation as one row of [`FEATURES`] numbers per adapter and a last row for the run as a whole, which
+    /// decides the learning rate, the momentum and the noise level. Each is scaled to order one and bounded, so that
+    /// one policy serves any model.
+    ///
+    /// A row is: 0 clipped share around its aim of 0.95; 1 log clipping norm; 2 log relative noise weight; 3 signal
+    /// to noise; 4 cosine; 5 log parameter norm; 6 log dimension; 7 whether this is the run's row; then the same for
+    /// every row: 8 progress; 9 epsilon spent; 10 loss fallen so far; 11 last improvement; 12 log noise multiplier;
+    /// 13 log learning-rate factor; 14 momentum; 15 one.
+    #[must_use]
+    pub fn features(&self) -> Vec<Vec<f32>> {
+        let count = self.adapters.len().max(1) as f64;
+        let shared = [
+            2.0 * self.progress - 1.0,
+            2.0 * self.spent - 1.0,
+            bounded(self.initial_loss.get() - self.validation_loss.get(), 2.0),
+            bounded(10.0 * self.improvement.get(), 2.0),
+            bounded(self.noise_multiplier.max(1e-6).ln(), 3.0),
+            bounded(2.0 * self.learning_rate_factor.max(1e-6).ln(), 3.0),
+            bounded(10.0 * (self.beta_1 - 0.8), 3.0),
+            1.0,
+        ];
+        let mut rows: Vec<Vec<f64>> = self
+            .adapters
+            .iter()
+            .map(|adapter| {
+                vec![
+                    bounded(5.0 * (adapter.clipped_fraction.get() - 0.95), 2.0),
+                    bounded(0.5 * adapter.clipping_norm.max(1e-9).ln(), 4.0),
+                    bounded((adapter.noise_weight * count).max(1e-9).ln(), 3.0),
+                    bounded(adapter.signal_to_noise.get(), 3.0),
+                    bounded(adapter.cosine.get(), 1.0),
+                    bounded(0.5 * adapter.parameter_norm.get().max(1e-6).ln(), 3.0),
+                    bounded(((adapter.dimension.max(1)) as f64).ln() - 8.0, 4.0),
+                    0.0,
+                ]
+            })
+            .collect();
+        let mut run: Vec<f64> = (0..8)
+            .map(|column| rows.iter().map(|row| row[column]).sum::<f64>() / count)
+            .collect();
+        run[7] = 1.0;
+        rows.push(run);
+        rows.into_iter()
+            .map(|own| own.into_iter().chain(shared).map(|v| v as f32).collect())
+            .collect()
+    }
+}
+
+/// `value` clamped to [-limit, limit], and zero if it is not a number: one bad feature must not poison a policy.
+fn bounded(value: f64, limit: f64) -> f64 {
+    if value.is_nan() {
+        0.0
+    } else {
+        value.clamp(-limit, limit)
+    }
+}

@@ -1,0 +1,211 @@
+//! The settings of a run, with their defaults and their checks.
+
+use serde::{Deserialize, Serialize};
+
+use crate::budget::BudgetKind;
+use crate::controller::{Bounds, ControllerKind};
+use crate::error::RldpError;
+
+/// Settings of a private fine-tuning run. Units are stated with each field.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TrainerConfig {
+    /// Target epsilon of the whole run, in nats.
+    pub epsilon: f64,
+    /// Target delta, a probability; `None` means 1 / N^1.1 for N privacy units in the table.
+    pub delta: Option<f64>,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Expected privacy units in a batch; the sampling rate is this over the units in training.
+    pub batch_size: f64,
+    /// Rows computed at once; changes memory and speed only.
+    pub micro_batch: usize,
+    /// Longest row in tokens; longer ones are cut, never split into several units.
+    pub max_length: usize,
+    /// Most rows of one unit that are used, chosen by a keyed hash; the rest are left out.
+    pub max_rows_per_unit: usize,
+    /// Rank of the adapters.
+    pub lora_rank: usize,
+    /// LoRA's alpha; the adapter's output is scaled by alpha over rank.
+    pub lora_alpha: f64,
+    /// Peak learning rate of the inner Adam.
+    pub learning_rate: f64,
+    /// Share of the peak that the learning rate falls to at the end of the run, linearly.
+    pub final_learning_rate: f64,
+    /// Second-moment decay of the inner Adam.
+    pub beta_2: f64,
+    /// First clipping norm of every adapter, in the norm of a unit's mean-token-loss gradient.
+    pub clipping_norm: f64,
+    /// Who steers.
+    pub controller: ControllerKind,
+    /// How far the agent's actions reach.
+    pub bounds: Bounds,
+    /// Which budget the noise is played from.
+    pub budget: BudgetKind,
+    /// Decisions in a run: the controller acts every steps / decisions steps.
+    pub decisions: u64,
+    /// Share of the training precision (1 / sigma^2) spent on released clipped counts.
+    pub clip_count_share: f64,
+    /// Share of the training precision spent on the released training loss.
+    pub training_loss_share: f64,
+    /// Bound that per-unit losses are clipped to before they are released, in nats per token.
+    pub loss_bound: f64,
+    /// Largest share of the table held out for validation, and the same for the test.
+    pub held_out_fraction: f64,
+    /// Largest expected number of units held out for validation, and the same for the test.
+    pub held_out_units: usize,
+}
+
+impl Default for TrainerConfig {
+    fn default() -> Self {
+        Self {
+            epsilon: 8.0,
+            delta: None,
+            steps: 120,
+            batch_size: 192.0,
+            micro_batch: 32,
+            max_length: 128,
+            max_rows_per_unit: 4,
+            lora_rank: 8,
+            lora_alpha: 16.0,
+            learning_rate: 5e-3,
+            final_learning_rate: 0.2,
+            beta_2: 0.99,
+            clipping_norm: 0.1,
+            controller: ControllerKind::default(),
+            bounds: Bounds::default(),
+            budget: BudgetKind::default(),
+            decisions: 12,
+            clip_count_share: 0.01,
+            training_loss_share: 0.0,
+            loss_bound: 5.0,
+            held_out_fraction: 0.1,
+            held_out_units: 800,
+        }
+    }
+}
+
+impl TrainerConfig {
+    /// Checks every number on its own; what depends on the data is checked when the run starts.
+    ///
+    /// # Errors
+    /// [`RldpError::OutOfRange`] naming the first setting that is out of range.
+    pub fn validate(&self) -> Result<(), RldpError> {
+        let checks: [(&'static str, f64, bool, &'static str); 20] = [
+            ("epsilon", self.epsilon, positive(self.epsilon), "(0, infinity)"),
+            ("delta", self.delta.unwrap_or(0.5), open_unit(self.delta.unwrap_or(0.5)), "(0, 1)"),
+            ("steps", self.steps as f64, self.steps > 0, "[1, infinity)"),
+            ("batch size", self.batch_size, positive(self.batch_size), "(0, infinity)"),
+            ("micro-batch", self.micro_batch as f64, self.micro_batch > 0, "[1, infinity)"),
+            ("maximum length", self.max_length as f64, self.max_length > 1, "[2, infinity)"),
+            ("maximum rows per unit", self.max_rows_per_unit as f64, self.max_rows_per_unit > 0, "[1, infinity)"),
+            ("LoRA rank", self.lora_rank as f64, self.lora_rank > 0, "[1, infinity)"),
+            ("LoRA alpha", self.lora_alpha, positive(self.lora_alpha), "(0, infinity)"),
+            ("learning rate", self.learning_rate, positive(self.learning_rate), "(0, infinity)"),
+            ("final learning rate", self.final_learning_rate, closed_unit(self.final_learning_rate), "[0, 1]"),
+            ("beta 2", self.beta_2, (0.0..1.0).contains(&self.beta_2), "[0, 1)"),
+            ("clipping norm", self.clipping_norm, positive(self.clipping_norm), "(0, infinity)"),
+            ("decisions", self.decisions as f64, self.decisions > 0, "[1, infinity)"),
+            ("clipped-count share", self.clip_count_share, (0.0..0.5).contains(&self.clip_count_share), "[0, 0.5)"),
+            ("training-loss share", self.training_loss_share, (0.0..0.5).contains(&self.training_loss_share), "[0, 0.5)"),
+            ("loss bound", self.loss_bound, positive(self.loss_bound), "(0, infinity)"),
+            ("held-out fraction", self.held_out_fraction, self.held_out_fraction > 0.0 && self.held_out_fraction <= 0.3, "(0, 0.3]"),
+            ("held-out units", self.held_out_units as f64, self.held_out_units > 0, "[1, infinity)"),
+            ("bounds", self.smallest_bound(), self.smallest_bound() >= 0.0, "factors >= 1, distances >= 0"),
+        ];
+        for (what, value, holds, range) in checks {
+            if !holds {
+                return Err(RldpError::OutOfRange { what, value, range });
+            }
+        }
+        Ok(())
+    }
+
+    /// The first slack of the bounds that is negative or no number, else zero: factors start at one, distances at zero.
+    fn smallest_bound(&self) -> f64 {
+        let bounds = &self.bounds;
+        [
+            bounds.clipping_factor - 1.0,
+            bounds.weight_factor - 1.0,
+            bounds.learning_rate_factor - 1.0,
+            bounds.learning_rate_step - 1.0,
+            bounds.noise_factor - 1.0,
+            bounds.beta_1_distance,
+        ]
+        .into_iter()
+        .find(|slack| slack.is_nan() || *slack < 0.0)
+        .unwrap_or(0.0)
+    }
+
+    /// The target delta for `units` privacy units: as set, else 1 / N^1.1.
+    #[must_use]
+    pub fn delta_for(&self, units: usize) -> f64 {
+        self.delta.unwrap_or_else(|| (units.max(2) as f64).powf(-1.1))
+    }
+
+    /// The share of the units to hold out in each of the two held-out parts of a table of `units` units.
+    #[must_use]
+    pub fn held_out_share(&self, units: usize) -> f64 {
+        self.held_out_fraction
+            .min(self.held_out_units as f64 / units.max(1) as f64)
+    }
+
+    /// The scheduled learning rate before step `step` (from zero), without the controller's factor.
+    #[must_use]
+    pub fn scheduled_learning_rate(&self, step: u64) -> f64 {
+        let progress = step as f64 / self.steps.max(1) as f64;
+        self.learning_rate * (1.0 - (1.0 - self.final_learning_rate) * progress)
+    }
+}
+
+fn positive(value: f64) -> bool {
+    value.is_finite() && value > 0.0
+}
+
+fn open_unit(value: f64) -> bool {
+    value > 0.0 && value < 1.0
+}
+
+fn closed_unit(value: f64) -> bool {
+    (0.0..=1.0).contains(&value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid() {
+        assert!(TrainerConfig::default().validate().is_ok());
+    }
+
+    #[test]
+    fn every_bad_number_is_named() {
+        let cases: [(&str, fn(&mut TrainerConfig)); 8] = [
+            ("epsilon", |c| c.epsilon = 0.0),
+            ("epsilon", |c| c.epsilon = f64::NAN),
+            ("delta", |c| c.delta = Some(1.0)),
+            ("steps", |c| c.steps = 0),
+            ("batch size", |c| c.batch_size = -1.0),
+            ("LoRA rank", |c| c.lora_rank = 0),
+            ("bounds", |c| c.bounds.noise_factor = 0.5),
+            ("bounds", |c| c.bounds.clipping_factor = f64::NAN),
+        ];
+        for (name, spoil) in cases {
+            let mut config = TrainerConfig::default();
+            spoil(&mut config);
+            assert!(
+                matches!(config.validate(), Err(RldpError::OutOfRange { what, .. }) if what == name),
+                "{name} was not refused by its name"
+            );
+        }
+    }
+
+    #[test]
+    fn the_learning_rate_falls_to_its_final_share() {
+        let config = TrainerConfig::default();
+        assert_eq!(config.scheduled_learning_rate(0), config.learning_rate);
+        let last = config.scheduled_learning_rate(config.steps);
+        assert!((last - config.learning_rate * config.final_learning_rate).abs() < 1e-12);
+    }
+}

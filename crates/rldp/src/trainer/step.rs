@@ -1,0 +1,206 @@
+//! One private step: sample, per-example gradients, clip, ledger, noise, update.
+
+use burn::tensor::{Device, Tensor};
+use rldp_accounting::Segment;
+use rldp_accounting::ledger::{Event, LedgerWriter};
+use rldp_lora::{
+    AdapterRef, adapter_parameters, adapters, expand_adapters, per_example_gradients, set_adapters,
+};
+use rldp_models::LanguageModel;
+use rldp_optim::{
+    Accumulator, Beta1, DpOptimizer, GroupGradients, ParameterGroups, ParameterSlot,
+    PerExampleGradients, PoissonSampler, Private, Random, RowMap, SteeredAdam, StepPlan,
+    StepRelease, Telemetry,
+};
+
+use super::config::TrainerConfig;
+use super::examples::{MicroBatch, TokenUnit, micro_batches};
+use crate::controller::Decision;
+use crate::error::RldpError;
+
+/// Added to the root of Adam's second moment: far below the noise of any released gradient.
+const ADAM_EPSILON: f64 = 1e-12;
+
+/// The training part with everything a step needs.
+pub struct PrivateStep {
+    units: Vec<TokenUnit>,
+    sampler: PoissonSampler,
+    population: usize,
+    micro_batch: usize,
+    telemetry: Telemetry,
+    optimizer: DpOptimizer,
+    beta_1: Beta1,
+    references: Vec<AdapterRef>,
+    device: Device,
+}
+
+impl PrivateStep {
+    /// Prepares steps on `model`'s adapters. `population` is the public number of units that the training part is
+    /// expected to hold.
+    ///
+    /// # Errors
+    /// [`RldpError::NoAdapters`]; [`RldpError::OutOfRange`] for a batch larger than the population.
+    pub fn new<M: LanguageModel>(
+        model: &M,
+        units: Vec<TokenUnit>,
+        population: usize,
+        config: &TrainerConfig,
+        device: &Device,
+    ) -> Result<Self, RldpError> {
+        let references = adapter_parameters(model);
+        if references.is_empty() {
+            return Err(RldpError::NoAdapters);
+        }
+        let sampling_rate = config.batch_size / population as f64;
+        if sampling_rate > 1.0 {
+            return Err(RldpError::OutOfRange {
+                what: "batch size",
+                value: config.batch_size,
+                range: "(0, units in training]",
+            });
+        }
+        let mut groups = ParameterGroups::new();
+        for adapter in &references {
+            let [inputs, rank] = adapter.a_shape;
+            let [_, outputs] = adapter.b_shape;
+            let mut slots = Vec::with_capacity(2);
+            if !adapter.freeze_a {
+                slots.push(ParameterSlot {
+                    id: adapter.a_id,
+                    shape: vec![1, inputs, rank],
+                });
+            }
+            slots.push(ParameterSlot {
+                id: adapter.b_id,
+                shape: vec![1, rank, outputs],
+            });
+            groups = groups.with(adapter.name.clone(), slots);
+        }
+        let beta_1 = Beta1::new(0.9);
+        let inner = SteeredAdam::new(beta_1.clone(), config.beta_2, ADAM_EPSILON);
+        Ok(Self {
+            sampler: PoissonSampler::new(units.len(), sampling_rate)?,
+            units,
+            population,
+            micro_batch: config.micro_batch,
+            telemetry: Telemetry {
+                clip_counts: config.clip_count_share,
+                loss: config.training_loss_share,
+                loss_bound: config.loss_bound,
+            },
+            optimizer: DpOptimizer::new(inner, groups),
+            beta_1,
+            references,
+            device: device.clone(),
+        })
+    }
+
+    /// The adapters, in the order of the clipping groups.
+    #[must_use]
+    pub fn references(&self) -> &[AdapterRef] {
+        &self.references
+    }
+
+    /// The plan of a step that plays `segment` under `decision`.
+    ///
+    /// # Errors
+    /// [`RldpError::AdapterCount`] for a decision about another number of adapters; [`RldpError::Optim`] for numbers
+    /// out of range.
+    pub fn plan(&self, segment: &Segment, decision: &Decision) -> Result<StepPlan, RldpError> {
+        for (what, values) in [
+            ("the clipping norms", &decision.clipping_norms),
+            ("the noise weights", &decision.noise_weights),
+        ] {
+            if values.len() != self.references.len() {
+                return Err(RldpError::AdapterCount {
+                    what,
+                    found: values.len(),
+                    expected: self.references.len(),
+                });
+            }
+        }
+        let plan = StepPlan::new(
+            segment.sampling_rate(),
+            self.population,
+            segment.noise_multiplier(),
+            &decision.clipping_norms,
+        )?;
+        Ok(plan
+            .with_noise_weights(&decision.noise_weights)?
+            .with_telemetry(self.telemetry)?)
+    }
+
+    /// Takes one step under `plan` and gives what was released. The ledger's line is on disk before anything noisy
+    /// exists.
+    ///
+    /// # Guarantee
+    /// The release, and the model it moves, are dominated by one step of [`StepPlan::segment`].
+    ///
+    /// # Errors
+    /// Errors of the ledger, of the gradients and of the mechanism; the model is unchanged then, and the step counts
+    /// as spent if its line was written.
+    #[allow(clippy::too_many_arguments)]
+    pub fn take<M: LanguageModel>(
+        &mut self,
+        number: u64,
+        model: &mut M,
+        plan: &StepPlan,
+        learning_rate: f64,
+        beta_1: f64,
+        ledger: &mut LedgerWriter,
+        random: &mut dyn Random,
+    ) -> Result<StepRelease, RldpError> {
+        let sampled: Vec<&TokenUnit> = self
+            .sampler
+            .sample(random)
+            .into_iter()
+            .map(|index| &self.units[index])
+            .collect();
+        let mut accumulator = Accumulator::begin(plan, &self.optimizer.layout())?;
+        for batch in micro_batches(&sampled, self.micro_batch, &self.device) {
+            let losses_wanted = plan.loss_noise_multiplier().is_some();
+            let (gradients, losses) = per_unit_gradients(model, &batch)?;
+            accumulator.add(&gradients, losses_wanted.then(|| Private::new(losses)))?;
+        }
+        ledger.append(&Event::Step {
+            step: number,
+            sampling_rate: plan.sampling_rate(),
+            noise_multiplier: plan.noise_multiplier(),
+            group_noise_multipliers: plan.group_noise_multipliers().to_vec(),
+            clipping_norms: plan.clipping_norms().to_vec(),
+            telemetry: plan.telemetry_noise_multipliers(),
+        })?;
+        let release = accumulator.release(random, &self.device)?;
+        self.beta_1.set(beta_1);
+        let moved = self
+            .optimizer
+            .step(learning_rate, adapters(model), &release)?;
+        set_adapters(model, moved)?;
+        Ok(release)
+    }
+}
+
+/// The per-example gradients of a micro-batch with the map from its rows to its units, and the rows' losses.
+fn per_unit_gradients<M: LanguageModel>(
+    model: &M,
+    batch: &MicroBatch,
+) -> Result<(PerExampleGradients, Tensor<1>), RldpError> {
+    let rows = batch.unit_of_row.len();
+    let expanded = expand_adapters(model, rows)?;
+    let losses = expanded.per_example_loss(&batch.batch);
+    let mut gradients = losses.clone().sum().backward();
+    let groups = per_example_gradients(&expanded, &mut gradients)?
+        .into_iter()
+        .map(|adapter| {
+            let group = GroupGradients::new(adapter.name);
+            let group = match adapter.a {
+                Some(a) => group.with(a),
+                None => group,
+            };
+            group.with(adapter.b)
+        })
+        .collect();
+    let units: Vec<Option<usize>> = batch.unit_of_row.iter().copied().map(Some).collect();
+    let map = RowMap::summed(&units, &batch.weight_of_row)?;
+    Ok((PerExampleGradients::new(groups, map)?, losses))
+}

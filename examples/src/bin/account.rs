@@ -1,0 +1,207 @@
+//! `account`: privacy questions on the command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use rldp_accounting::curve::{privacy_curve, privacy_curve_svg};
+use rldp_accounting::ledger::Ledger;
+use rldp_accounting::pld::{PldOptions, accountant};
+use rldp_accounting::summary::summary;
+use rldp_accounting::{PrivacyTarget, Segment, calibrate};
+use rldp_examples::error::{ExampleError, finish};
+use serde_json::json;
+
+/// Answers privacy questions about DP-SGD: the Poisson-subsampled Gaussian mechanism under add/remove adjacency.
+#[derive(Parser)]
+#[command(name = "account", version)]
+struct Arguments {
+    #[command(subcommand)]
+    question: Question,
+}
+
+#[derive(Subcommand)]
+enum Question {
+    /// Epsilon of a run, by all accountants side by side
+    Epsilon(Epsilon),
+    /// The smallest noise multiplier for a budget
+    Sigma(Sigma),
+    /// The most steps for a budget
+    Steps(Steps),
+    /// Epsilon of a run's ledger, recomputed from the ledger alone
+    Ledger(LedgerFile),
+}
+
+#[derive(Args)]
+struct Epsilon {
+    /// Sampling rate: probability of a unit to be in a batch; repeat q, sigma and steps together for several segments
+    #[arg(long, required = true)]
+    q: Vec<f64>,
+    /// Noise multiplier: noise standard deviation over clipping norm
+    #[arg(long, required = true)]
+    sigma: Vec<f64>,
+    /// Steps
+    #[arg(long, required = true)]
+    steps: Vec<u64>,
+    /// Delta, a probability
+    #[arg(long, default_value_t = 1e-5)]
+    delta: f64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Draw the privacy curve (delta over epsilon) into this SVG file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Budget {
+    /// Target epsilon, in nats
+    #[arg(long)]
+    epsilon: f64,
+    /// Target delta, a probability
+    #[arg(long, default_value_t = 1e-5)]
+    delta: f64,
+    /// Sampling rate
+    #[arg(long)]
+    q: f64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Sigma {
+    #[command(flatten)]
+    budget: Budget,
+    /// Steps
+    #[arg(long)]
+    steps: u64,
+}
+
+#[derive(Args)]
+struct Steps {
+    #[command(flatten)]
+    budget: Budget,
+    /// Noise multiplier
+    #[arg(long)]
+    sigma: f64,
+}
+
+#[derive(Args)]
+struct LedgerFile {
+    /// The ledger of a run: ledger.jsonl
+    file: PathBuf,
+    /// Delta, a probability [default: the ledger's own]
+    #[arg(long)]
+    delta: Option<f64>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let answer = Arguments::try_parse()
+        .map_err(ExampleError::Usage)
+        .and_then(|arguments| match arguments.question {
+            Question::Epsilon(question) => epsilon(&question),
+            Question::Sigma(question) => sigma(&question),
+            Question::Steps(question) => steps(&question),
+            Question::Ledger(question) => ledger(&question),
+        });
+    finish(answer)
+}
+
+fn epsilon(question: &Epsilon) -> Result<(), ExampleError> {
+    let count = question.q.len();
+    for (flag, length) in [("sigma", question.sigma.len()), ("steps", question.steps.len())] {
+        if length != count {
+            return Err(ExampleError::Flag {
+                flag,
+                value: format!("({length} times)"),
+                reason: format!("--q is given {count} times; give all three equally often"),
+            });
+        }
+    }
+    let segments = (0..count)
+        .map(|index| Segment::new(question.q[index], question.sigma[index], question.steps[index]))
+        .collect::<Result<Vec<_>, _>>()?;
+    let answer = summary(&segments, question.delta)?;
+    if question.json {
+        print_json(&json!(answer));
+    } else {
+        print!("{answer}");
+    }
+    if let Some(path) = &question.svg {
+        let pld = accountant(&segments, PldOptions::default())?;
+        let to = 1.5 * pld.epsilon_upper(question.delta)?.max(0.1);
+        let points = privacy_curve(&pld, to, 120)?;
+        let picture = privacy_curve_svg("privacy curve, certified upper bound", &[("PLD", &points)], None);
+        std::fs::write(path, picture).map_err(ExampleError::file(path))?;
+    }
+    Ok(())
+}
+
+fn sigma(question: &Sigma) -> Result<(), ExampleError> {
+    let Budget { epsilon, delta, q, json } = question.budget;
+    let target = PrivacyTarget::new(epsilon, delta)?;
+    let noise_multiplier = calibrate::noise_multiplier(&target, q, question.steps)?;
+    let achieved = rldp_accounting::epsilon_upper(
+        &[Segment::new(q, noise_multiplier, question.steps)?],
+        delta,
+    )?;
+    if json {
+        print_json(&json!({ "noise_multiplier": noise_multiplier, "epsilon_upper": achieved, "delta": delta }));
+    } else {
+        println!("noise multiplier {noise_multiplier:.9} (its epsilon is at most {achieved:.6} at delta {delta:e})");
+    }
+    Ok(())
+}
+
+fn steps(question: &Steps) -> Result<(), ExampleError> {
+    let Budget { epsilon, delta, q, json } = question.budget;
+    let target = PrivacyTarget::new(epsilon, delta)?;
+    let steps = calibrate::max_steps(&target, q, question.sigma)?;
+    if json {
+        print_json(&json!({ "steps": steps, "delta": delta }));
+    } else {
+        println!("{steps} steps");
+    }
+    Ok(())
+}
+
+fn ledger(question: &LedgerFile) -> Result<(), ExampleError> {
+    let ledger = Ledger::read(&question.file)?;
+    let delta = question.delta.unwrap_or(ledger.header.target.delta);
+    let answer = ledger.epsilon_upper(delta)?;
+    if question.json {
+        print_json(&json!(answer));
+        return Ok(());
+    }
+    println!("unit: {}; adjacency: {:?}; delta {delta:.3e}", ledger.header.unit, ledger.header.adjacency);
+    println!(
+        "training: epsilon at most {:.6} ({}, {} steps played{})",
+        answer.training.guarantee,
+        answer.training.method,
+        answer.training.steps,
+        answer
+            .training
+            .played
+            .map_or_else(String::new, |played| format!(", which alone cost {played:.6}"))
+    );
+    for part in &answer.parts {
+        println!("{}: epsilon at most {:.6} ({} queries)", part.part, part.epsilon, part.queries);
+    }
+    println!("the run: epsilon at most {:.6}, the largest of its disjoint parts", answer.overall);
+    if answer.torn {
+        println!("the last line is torn: its step is counted as released");
+    }
+    if !answer.private {
+        println!("NOT PRIVATE: this run's randomness came from a seed");
+    }
+    Ok(())
+}
+
+fn print_json(value: &serde_json::Value) {
+    println!("{value:#}");
+}

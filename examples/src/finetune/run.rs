@@ -1,0 +1,290 @@
+//! What `finetune` does, step by step.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use burn::tensor::Device;
+use rand::SeedableRng as _;
+use rand::rngs::ChaCha20Rng;
+use rldp::controller::AgentOptions;
+use rldp::data::{
+    Corpus, CorpusOptions, DataKey, Fractions, ReadOptions, Table, Template, TextUnit, public_texts,
+    read_table, units,
+};
+use rldp::report::Sample;
+use rldp::trainer::{Encoding, RunSetup, RunSummary, TrainingData, Watcher, fine_tune};
+use rldp_lora::{LoraConfig, add_lora, adapter_parameters};
+use rldp_models::{CausalLm, GenerationOptions, LanguageModel, LoadedModel, generate, hub};
+
+use super::clock;
+use super::progress::Progress;
+use super::settings::Settings;
+use crate::device::device;
+use crate::embedded;
+use crate::error::ExampleError;
+
+/// File in the run folder that holds the key of the split; private.
+const KEY_FILE: &str = "data.key";
+/// The report in the run folder.
+const REPORT_FILE: &str = "report.html";
+/// The settings in the run folder.
+const SETTINGS_FILE: &str = "config.toml";
+/// Tokens of a sample in the report.
+const SAMPLE_TOKENS: usize = 90;
+
+/// The private table and how its rows become text.
+struct Source {
+    name: String,
+    table: Table,
+    template: Option<Template>,
+}
+
+/// Fine-tunes as the settings say, and tells the terminal what came out.
+///
+/// # Errors
+/// See [`ExampleError`].
+pub fn run(settings: &Settings) -> Result<(), ExampleError> {
+    let config = settings.trainer();
+    config.validate().map_err(ExampleError::Rldp)?;
+    let device = device(&settings.device)?;
+    let mut progress = Progress::new(config.epsilon);
+
+    let source = source(settings)?;
+    let unit_count = units(&source.table, settings.unit_column.as_deref())?.len();
+    progress.phase(&format!("{}: {unit_count} privacy units", source.name));
+    let mut loaded = load_model(settings, &device, &mut progress)?;
+
+    let folder = create_folder(settings)?;
+    let key = match settings.seed {
+        Some(seed) => DataKey::from_seed(seed),
+        None => {
+            let key = DataKey::random()?;
+            key.keep(&folder.join(KEY_FILE))?;
+            key
+        }
+    };
+    let share = config.held_out_share(unit_count);
+    let options = CorpusOptions {
+        text_column: settings.text_column.clone(),
+        template: source.template.clone(),
+        unit_column: settings.unit_column.clone(),
+        fractions: Fractions::new(1.0 - 2.0 * share, share, share)?,
+    };
+    let corpus = Corpus::build(&source.table, &options, &key)?;
+    let encoding = Encoding {
+        tokenizer: loaded.tokenizer()?,
+        special_tokens: &loaded.special_tokens,
+        max_length: config.max_length.min(loaded.model.positions()),
+        max_rows: config.max_rows_per_unit,
+    };
+    let data = TrainingData {
+        training: encoding.units(&corpus.train)?,
+        validation: encoding.units(&corpus.validation)?,
+        test: encoding.units(&corpus.test)?,
+        public_validation: public_validation(settings, &options, &encoding)?,
+        units: unit_count,
+        training_population: ((1.0 - 2.0 * share) * unit_count as f64).round() as usize,
+        unit: corpus.unit.clone(),
+        fingerprint: corpus.fingerprint.clone(),
+    };
+
+    let before = sample(&loaded, &loaded.model, &device)?;
+    let lora = lora_config(settings, &loaded.model);
+    // The start of the adapters needs no secrecy, but must differ between runs unless a seed is given.
+    let seed = settings.seed.unwrap_or_else(rand::random);
+    add_lora(&mut loaded.model, &lora, seed)?;
+    let dimensions: Vec<usize> = adapter_parameters(&loaded.model)
+        .iter()
+        .map(|adapter| adapter.trainable_parameters())
+        .collect();
+    let agent = AgentOptions {
+        policy: settings.policy.clone(),
+        ..AgentOptions::default()
+    };
+    let mut controller =
+        config
+            .controller
+            .build(&dimensions, config.clipping_norm, agent, seed, &device)?;
+
+    let setup = RunSetup {
+        config,
+        lora,
+        base_model: settings.model.clone().unwrap_or_else(|| embedded::BASE_MODEL_NAME.to_owned()),
+        device: device.clone(),
+        seed: settings.seed,
+        folder: folder.clone(),
+        created: clock::now(),
+    };
+    write_settings(settings, &folder)?;
+    let begun = Instant::now();
+    let mut model = loaded.model.clone();
+    let summary = fine_tune(&mut model, data, controller.as_mut(), &setup, &mut progress)?;
+    let seconds = begun.elapsed().as_secs_f64();
+
+    let after = sample(&loaded, &model, &device)?;
+    let samples = Sample {
+        prompt: String::new(),
+        before,
+        after,
+    };
+    write_report(&summary, &setup, &source.name, samples, &folder)?;
+    tell(&summary, &folder, seconds);
+    Ok(())
+}
+
+fn source(settings: &Settings) -> Result<Source, ExampleError> {
+    let template = settings
+        .template
+        .as_deref()
+        .map(Template::from_file)
+        .transpose()?;
+    match &settings.data {
+        Some(path) => Ok(Source {
+            name: path.display().to_string(),
+            table: read_table(path, &ReadOptions::default())?,
+            template,
+        }),
+        None => Ok(Source {
+            name: "SUPPORT2 (embedded)".to_owned(),
+            table: embedded::support2()?,
+            template: match template {
+                None if settings.text_column.is_none() => Some(embedded::support2_note()?),
+                given => given,
+            },
+        }),
+    }
+}
+
+fn load_model(
+    settings: &Settings,
+    device: &Device,
+    progress: &mut Progress,
+) -> Result<LoadedModel, ExampleError> {
+    match &settings.model {
+        None => {
+            progress.phase("loading the embedded base model");
+            embedded::base_model(device)
+        }
+        Some(name) => {
+            progress.phase(&format!("loading {name}"));
+            let folder = hub::resolve(name)?;
+            Ok(CausalLm::load(&folder, device, |_| {})?)
+        }
+    }
+}
+
+fn lora_config(settings: &Settings, model: &CausalLm) -> LoraConfig {
+    let targets = settings
+        .lora_targets
+        .clone()
+        .unwrap_or_else(|| model.default_targets());
+    LoraConfig {
+        alpha: settings.lora_alpha,
+        ..LoraConfig::new(settings.lora_rank, targets)
+    }
+}
+
+fn public_validation(
+    settings: &Settings,
+    options: &CorpusOptions,
+    encoding: &Encoding<'_>,
+) -> Result<Option<Vec<rldp::trainer::TokenUnit>>, ExampleError> {
+    let Some(path) = &settings.public_validation else {
+        return Ok(None);
+    };
+    let table = read_table(path, &ReadOptions::default())?;
+    let texts = public_texts(&table, options.text_column.as_deref(), options.template.as_ref())?;
+    let units: Vec<TextUnit> = texts
+        .into_iter()
+        .map(|text| TextUnit { texts: vec![text] })
+        .collect();
+    Ok(Some(encoding.units(&units)?))
+}
+
+fn create_folder(settings: &Settings) -> Result<PathBuf, ExampleError> {
+    let folder = settings
+        .out
+        .clone()
+        .unwrap_or_else(|| Path::new("runs").join(clock::now().replace(':', "-")));
+    std::fs::create_dir_all(&folder).map_err(ExampleError::file(&folder))?;
+    if folder.join(rldp::trainer::LEDGER_FILE).exists() {
+        return Err(rldp::RldpError::RunExists { path: folder }.into());
+    }
+    Ok(folder)
+}
+
+fn write_settings(settings: &Settings, folder: &Path) -> Result<(), ExampleError> {
+    let path = folder.join(SETTINGS_FILE);
+    let text = toml::to_string(settings).map_err(|error| ExampleError::Toml {
+        path: path.clone(),
+        message: error.to_string(),
+    })?;
+    std::fs::write(&path, text).map_err(ExampleError::file(&path))
+}
+
+/// A text the model writes from nothing: of the fine-tuned one, post-processing of its adapter.
+fn sample(
+    loaded: &LoadedModel,
+    model: &CausalLm,
+    device: &Device,
+) -> Result<String, ExampleError> {
+    let Some(bos) = loaded.special_tokens.bos else {
+        return Ok(String::new());
+    };
+    let options = GenerationOptions {
+        max_new_tokens: SAMPLE_TOKENS,
+        temperature: 0.8,
+        top_p: 0.95,
+        stop_tokens: loaded.special_tokens.eos.clone(),
+        ..GenerationOptions::default()
+    };
+    let mut random = ChaCha20Rng::seed_from_u64(1);
+    let tokens = generate(model, &[bos], &options, device, &mut random, |_| {
+        ControlFlow::Continue(())
+    })?;
+    Ok(loaded.tokenizer()?.decode(&tokens)?)
+}
+
+fn write_report(
+    summary: &RunSummary,
+    setup: &RunSetup,
+    data: &str,
+    sample: Sample,
+    folder: &Path,
+) -> Result<(), ExampleError> {
+    let mut report = summary.report("Private fine-tuning run");
+    report.subtitle = format!("{} on {data}, steered by {}", setup.base_model, summary.controller);
+    report.created = setup.created.clone();
+    if summary.delta * summary.units as f64 >= 1.0 {
+        report.warnings.push(format!(
+            "Delta is {:.2e}, which is not below 1/N for N = {} units: a mechanism that publishes one person's record \
+             outright could meet it.",
+            summary.delta, summary.units
+        ));
+    }
+    if !sample.before.is_empty() {
+        report.samples.push(sample);
+    }
+    report.environment = vec![
+        ("rldp".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("system".to_owned(), format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
+    ];
+    let path = folder.join(REPORT_FILE);
+    report.write(&path).map_err(ExampleError::file(&path))
+}
+
+fn tell(summary: &RunSummary, folder: &Path, seconds: f64) {
+    for (part, name) in [("validation", "validation"), ("test", "test")] {
+        if let Some((before, after)) = summary.perplexities(part) {
+            println!("{name} perplexity (released): {before:.2} before, {after:.2} after");
+        }
+    }
+    println!("trained in {seconds:.0} s");
+    if summary.seed.is_some() {
+        println!("NOT PRIVATE: this run's randomness came from a seed.");
+    } else {
+        println!("{}", summary.guarantee().sentence());
+    }
+    println!("run folder: {} (start with {REPORT_FILE})", folder.display());
+}

@@ -1,0 +1,205 @@
+//! The flags of `finetune`, which a TOML file can set too.
+
+use std::path::{Path, PathBuf};
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser};
+use rldp::budget::BudgetKind;
+use rldp::controller::ControllerKind;
+use rldp::trainer::TrainerConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::error::ExampleError;
+
+/// The library's defaults, so that every default is stated once.
+fn defaults() -> TrainerConfig {
+    TrainerConfig::default()
+}
+
+/// Fine-tune a language model with LoRA under differential privacy, steered by a Soft Actor-Critic agent.
+///
+/// Without arguments: the embedded GPT-2-architecture base model on the embedded SUPPORT2 table (9,105 hospital
+/// patients), at epsilon 8. Every flag can also stand in a TOML file given with --config; flags win.
+#[derive(Clone, Debug, Parser, Serialize, Deserialize)]
+#[command(name = "finetune", version)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Settings {
+    /// Base model: a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a hub id such as
+    /// openai-community/gpt2 [default: the embedded model]
+    #[arg(long, value_name = "DIR|ID")]
+    pub model: Option<String>,
+    /// Private table: CSV, JSONL or plain text (one record a line), each also gzipped [default: embedded SUPPORT2]
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// MiniJinja file that renders a row of the table into text
+    #[arg(long, value_name = "FILE")]
+    pub template: Option<PathBuf>,
+    /// Column that holds the text, instead of a template
+    #[arg(long, value_name = "NAME")]
+    pub text_column: Option<String>,
+    /// Column that names the person; all rows of a person are one privacy unit [default: each row is a unit]
+    #[arg(long, value_name = "NAME")]
+    pub unit_column: Option<String>,
+    /// Public text (same formats and template) to read validation losses from without noise
+    #[arg(long, value_name = "FILE")]
+    pub public_validation: Option<PathBuf>,
+    /// Privacy budget epsilon, in nats
+    #[arg(long, default_value_t = defaults().epsilon)]
+    pub epsilon: f64,
+    /// Privacy budget delta, a probability [default: 1/N^1.1 for N privacy units]
+    #[arg(long)]
+    pub delta: Option<f64>,
+    /// Optimizer steps
+    #[arg(long, default_value_t = defaults().steps)]
+    pub steps: u64,
+    /// Expected privacy units per step (Poisson sampling)
+    #[arg(long, default_value_t = defaults().batch_size)]
+    pub batch_size: f64,
+    /// Rows computed at once: memory and speed only
+    #[arg(long, default_value_t = defaults().micro_batch)]
+    pub micro_batch: usize,
+    /// Longest row, in tokens; longer rows are cut
+    #[arg(long, default_value_t = defaults().max_length)]
+    pub max_length: usize,
+    /// Most rows of one unit that are used
+    #[arg(long, default_value_t = defaults().max_rows_per_unit)]
+    pub max_rows_per_unit: usize,
+    /// Rank of the LoRA adapters
+    #[arg(long, default_value_t = defaults().lora_rank)]
+    pub lora_rank: usize,
+    /// LoRA alpha: adapters are scaled by alpha / rank
+    #[arg(long, default_value_t = defaults().lora_alpha)]
+    pub lora_alpha: f64,
+    /// Modules that get an adapter, by name or suffix, comma separated [default: every linear layer of the blocks]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub lora_targets: Option<Vec<String>>,
+    /// Peak learning rate of the inner Adam, per step
+    #[arg(long, default_value_t = defaults().learning_rate)]
+    pub learning_rate: f64,
+    /// First clipping norm of every adapter, in gradient norm of a unit's mean-token loss
+    #[arg(long, default_value_t = defaults().clipping_norm)]
+    pub clipping_norm: f64,
+    /// Who steers: sac, rule, constant or random
+    #[arg(long, default_value_t = ControllerKind::default())]
+    pub controller: ControllerKind,
+    /// How noise may vary: fixed, deck or filter
+    #[arg(long, default_value_t = BudgetKind::default())]
+    pub budget: BudgetKind,
+    /// Decisions of the controller in the run
+    #[arg(long, default_value_t = defaults().decisions)]
+    pub decisions: u64,
+    /// Saved agent policy to start from
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Expected units held out for validation, and again for the test
+    #[arg(long, default_value_t = defaults().held_out_units)]
+    pub held_out_units: usize,
+    /// Where to compute: flex, ndarray, cuda or wgpu, as compiled in
+    #[arg(long, default_value = "flex")]
+    pub device: String,
+    /// Make the run reproducible; ledger and report are then marked NOT private
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Run folder to create [default: runs/<time>]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// TOML file with any of these flags as keys
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Reads the command line, and the TOML file it names; a flag that stands on the command line wins.
+    ///
+    /// # Errors
+    /// [`ExampleError::Usage`] for flags clap refuses, [`ExampleError::Toml`] for a bad file.
+    pub fn from_arguments<I, T>(arguments: I) -> Result<Self, ExampleError>
+    where
+        I: IntoIterator<Item = T>,
+        T: Into<std::ffi::OsString> + Clone,
+    {
+        let matches = Self::command()
+            .try_get_matches_from(arguments)
+            .map_err(ExampleError::Usage)?;
+        let settings = Self::from_arg_matches(&matches).map_err(ExampleError::Usage)?;
+        match settings.config.clone() {
+            None => Ok(settings),
+            Some(path) => settings.overlaid(&matches, &path),
+        }
+    }
+
+    /// These settings with the file's values wherever the command line says nothing.
+    fn overlaid(self, matches: &ArgMatches, path: &Path) -> Result<Self, ExampleError> {
+        let bad = |message: String| ExampleError::Toml {
+            path: path.to_owned(),
+            message,
+        };
+        let text = std::fs::read_to_string(path).map_err(ExampleError::file(path))?;
+        let file: toml::Table = text.parse().map_err(|e: toml::de::Error| bad(e.to_string()))?;
+        let mut merged = toml::Table::try_from(&self).map_err(|e| bad(e.to_string()))?;
+        for (key, value) in file {
+            let id = key.replace('-', "_");
+            let on_command_line = matches
+                .try_contains_id(&id)
+                .is_ok_and(|_| matches.value_source(&id) == Some(ValueSource::CommandLine));
+            if !on_command_line {
+                merged.insert(key, value);
+            }
+        }
+        let mut settings: Self = merged.try_into().map_err(|e: toml::de::Error| bad(e.to_string()))?;
+        settings.config = self.config;
+        Ok(settings)
+    }
+
+    /// The trainer's part of the settings.
+    #[must_use]
+    pub fn trainer(&self) -> TrainerConfig {
+        TrainerConfig {
+            epsilon: self.epsilon,
+            delta: self.delta,
+            steps: self.steps,
+            batch_size: self.batch_size,
+            micro_batch: self.micro_batch,
+            max_length: self.max_length,
+            max_rows_per_unit: self.max_rows_per_unit,
+            lora_rank: self.lora_rank,
+            lora_alpha: self.lora_alpha,
+            learning_rate: self.learning_rate,
+            clipping_norm: self.clipping_norm,
+            controller: self.controller,
+            budget: self.budget,
+            decisions: self.decisions,
+            held_out_units: self.held_out_units,
+            ..TrainerConfig::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_command_line_wins_over_the_file_and_the_file_over_the_defaults() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.toml");
+        std::fs::write(&path, "epsilon = 3.0\nbatch-size = 10.0\nseed = 4\n").unwrap();
+        let arguments = ["finetune", "--config", path.to_str().unwrap(), "--epsilon", "2"];
+        let settings = Settings::from_arguments(arguments).unwrap();
+        assert_eq!(settings.epsilon, 2.0);
+        assert_eq!(settings.batch_size, 10.0);
+        assert_eq!(settings.seed, Some(4));
+        assert_eq!(settings.steps, TrainerConfig::default().steps);
+    }
+
+    #[test]
+    fn an_unknown_key_of_the_file_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.toml");
+        std::fs::write(&path, "epsilom = 3.0\n").unwrap();
+        let error = Settings::from_arguments(["finetune", "--config", path.to_str().unwrap()]);
+        assert!(error.unwrap_err().to_string().contains("epsilom"));
+    }
+}

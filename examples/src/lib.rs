@@ -1,0 +1,7 @@
+//! What the binaries of this package share. Each binary is one task that a user of `rldp` has.
+
+pub mod device;
+pub mod embedded;
+pub mod error;
+pub mod finetune;
+pub mod pretrain;
