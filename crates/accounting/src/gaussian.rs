@@ -21,8 +21,8 @@ pub(crate) fn ln_delta(epsilon: f64, mu: f64) -> f64 {
     let b = (epsilon / mu + 0.5 * mu) * FRAC_1_SQRT_2;
     if a < -5.0 {
         // delta is near 1: no relative accuracy to lose, and erfcx(a) would overflow.
-        let delta = 0.5 * (libm::erfc(a) - epsilon.exp() * libm::erfc(b));
-        return delta.max(0.0).ln();
+        // e^epsilon erfc(b) = exp(-a^2) erfcx(b), which cannot overflow.
+        return (0.5 * (libm::erfc(a) - (-a * a).exp() * erfcx(b))).ln();
     }
     let difference = if b - a < 0.5 { gauss_legendre(a, b, erfcx_decay) } else { erfcx(a) - erfcx(b) };
     -a * a + (0.5 * difference).ln()

@@ -258,18 +258,10 @@ impl PldAccountant {
             if epsilon >= loss.supremum(direction) {
                 continue;
             }
-            let (c, chernoff) = loss.chernoff_ln_delta(direction, epsilon, 0.02);
-            if chernoff.is_nan() {
-                return Err(AccountingError::Overflow);
-            }
-            if chernoff <= ln_worst {
-                continue;
-            }
             let tolerance = 0.5 * self.options.epsilon_error;
-            let contour = lay(&loss, direction, (c, chernoff.min(-1e-3), Some(epsilon)), tolerance);
-            let chernoff = chernoff + 1e-12 * (chernoff.abs() + 1.0);
-            let ln = contour.map_or(chernoff, |contour| contour.ln_delta_upper(epsilon).min(chernoff));
-            ln_worst = ln_worst.max(ln);
+            if let Some((_, ln)) = ln_delta_in(&loss, direction, epsilon, tolerance, ln_worst)? {
+                ln_worst = ln_worst.max(ln);
+            }
         }
         Ok(margin_up(ln_worst).min(1.0))
     }
@@ -301,12 +293,11 @@ impl PldAccountant {
             if epsilon >= loss.supremum(direction) {
                 continue;
             }
-            let (c, chernoff) = loss.chernoff_ln_delta(direction, epsilon, 0.02);
-            if !chernoff.is_finite() || chernoff.exp() <= best {
+            if epsilon >= loss.supremum(direction) {
                 continue;
             }
-            let at = (c, chernoff.min(-1e-3), Some(epsilon));
-            let Some(contour) = lay(&loss, direction, at, tolerance) else { continue };
+            let Some((c, ln)) = ln_delta_in(&loss, direction, epsilon, tolerance, best.ln())? else { continue };
+            let Some(contour) = lay(&loss, direction, (c, ln.min(-1e-3), Some(epsilon)), tolerance) else { continue };
             best = best.max(contour.delta_lower(epsilon));
         }
         Ok(best)
@@ -493,6 +484,35 @@ fn lay(loss: &Loss, direction: Direction, at: (f64, f64, Option<f64>), tolerance
 
 fn bearable(plan: &Plan) -> bool {
     plan.work <= 5.0 * contour::MOST_WORK
+}
+
+/// Saddle and certified ln delta of one direction at one epsilon; none if a Chernoff bound puts it below `floor`.
+fn ln_delta_in(
+    loss: &Loss,
+    direction: Direction,
+    epsilon: f64,
+    tolerance: f64,
+    floor: f64,
+) -> Result<Option<(f64, f64)>, AccountingError> {
+    let (c, chernoff) = loss.chernoff_ln_delta(direction, epsilon, 0.02);
+    if chernoff.is_nan() {
+        return Err(AccountingError::Overflow);
+    }
+    if chernoff <= floor {
+        return Ok(None);
+    }
+    let mut ln = (chernoff + 1e-12 * (chernoff.abs() + 1.0)).min(0.0);
+    // Where jumps make the Chernoff bound poor, what may be cut off is only known from a first answer.
+    for _ in 0..3 {
+        let Some(contour) = lay(loss, direction, (c, ln.min(-1e-3), Some(epsilon)), tolerance) else { break };
+        let better = contour.ln_delta_upper(epsilon);
+        let done = !(better < ln - 3.0);
+        ln = ln.min(better);
+        if done {
+            break;
+        }
+    }
+    Ok(Some((c, ln)))
 }
 
 /// The tightest certified epsilon of a sequence fixed in advance (or a deck), add/remove adjacency.

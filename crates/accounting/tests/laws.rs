@@ -1,0 +1,192 @@
+//! Laws that hold for every mechanism, over random ones.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use proptest::prelude::*;
+use rldp_accounting::effective::{effective_noise_multiplier, split, Composite};
+use rldp_accounting::pld::{self, PldAccountant, PldOptions};
+use rldp_accounting::{calibrate, epsilon_lower, epsilon_upper, gaussian, gdp, rdp, views, PrivacyTarget, Segment};
+
+/// Bounds may be this far off the truth.
+const SLACK: f64 = 1.2e-3;
+
+fn segment() -> impl Strategy<Value = Segment> {
+    (-3.0..0.0f64, -0.4..1.0f64, 0.0..3.5f64).prop_map(|(q, sigma, steps)| {
+        Segment::new(10f64.powf(q), 10f64.powf(sigma), 10f64.powf(steps) as u64).unwrap()
+    })
+}
+
+fn delta() -> impl Strategy<Value = f64> {
+    (-10.0..-2.0f64).prop_map(|d| 10f64.powf(d))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn lower_is_below_upper_is_below_rdp(s in segment(), d in delta()) {
+        let (upper, lower) = (epsilon_upper(&[s], d).unwrap(), epsilon_lower(&[s], d).unwrap());
+        prop_assert!(lower <= upper);
+        prop_assert!(upper <= rdp::epsilon_upper(&[s], d).unwrap().epsilon * (1.0 + 1e-9) + SLACK);
+        prop_assert!(upper - lower <= 0.03 * upper + 3.0 * SLACK, "{} {}", lower, upper);
+    }
+
+    #[test]
+    fn monotone_in_everything(s in segment(), d in delta()) {
+        let (q, sigma, steps) = (s.sampling_rate(), s.noise_multiplier(), s.steps());
+        let epsilon = |q: f64, sigma: f64, steps: u64, d: f64| {
+            epsilon_upper(&[Segment::new(q, sigma, steps).unwrap()], d).unwrap()
+        };
+        let here = epsilon(q, sigma, steps, d);
+        let slack = SLACK + 0.01 * here;
+        prop_assert!(epsilon((q * 1.2).min(1.0), sigma, steps, d) >= here - slack);
+        prop_assert!(epsilon(q, sigma * 0.8, steps, d) >= here - slack);
+        prop_assert!(epsilon(q, sigma, steps + steps / 5 + 1, d) >= here - slack);
+        prop_assert!(epsilon(q, sigma, steps, d * 0.3) >= here - slack);
+    }
+
+    #[test]
+    fn order_and_splitting_change_nothing(a in segment(), b in segment(), d in delta(), cut in 0.1..0.9f64) {
+        let together = epsilon_upper(&[a, b], d).unwrap();
+        prop_assert_eq!(together, epsilon_upper(&[b, a], d).unwrap());
+        let first = (a.steps() as f64 * cut) as u64;
+        if first > 0 && first < a.steps() {
+            let parts = [a.with_steps(first).unwrap(), b, a.with_steps(a.steps() - first).unwrap()];
+            prop_assert_eq!(together, epsilon_upper(&parts, d).unwrap());
+        }
+    }
+
+    #[test]
+    fn incremental_is_the_same_as_at_once(list in prop::collection::vec(segment(), 2..5), d in delta()) {
+        let mut accountant = PldAccountant::default();
+        let mut last = 0.0;
+        for (i, s) in list.iter().enumerate() {
+            accountant.compose(s).unwrap();
+            let step = accountant.epsilon_upper(d).unwrap();
+            let lower = epsilon_lower(&list[..=i], d).unwrap();
+            let at_once = epsilon_upper(&list[..=i], d).unwrap();
+            prop_assert!(step >= lower, "{} {}", step, lower);
+            prop_assert!((step - at_once).abs() <= SLACK + 0.02 * at_once, "{} {}", step, at_once);
+            prop_assert!(step >= last - SLACK - 0.02 * last);
+            last = step;
+        }
+    }
+
+    #[test]
+    fn delta_and_epsilon_are_inverse(s in segment(), d in delta()) {
+        let accountant = pld::accountant(&[s], PldOptions::default()).unwrap();
+        let epsilon = accountant.epsilon_upper(d).unwrap();
+        // At the certified epsilon the true delta is at most d.
+        prop_assert!(accountant.delta_lower(epsilon).unwrap() <= d * (1.0 + 1e-9));
+        let lower = accountant.epsilon_lower(d).unwrap();
+        prop_assert!(lower == 0.0 || accountant.delta_upper(lower).unwrap() >= d * (1.0 - 1e-9));
+    }
+
+    #[test]
+    fn one_step_agrees_with_its_composition(q in -3.0..-0.05f64, sigma in -0.3..0.8f64, d in delta()) {
+        // Two steps lose more than one and at most what two lose by basic composition.
+        let s = Segment::new(10f64.powf(q), 10f64.powf(sigma), 1).unwrap();
+        let one = epsilon_upper(&[s], d).unwrap();
+        let two = epsilon_upper(&[s.with_steps(2).unwrap()], 2.0 * d).unwrap();
+        prop_assert!(two <= 2.0 * one + SLACK);
+        prop_assert!(epsilon_upper(&[s.with_steps(2).unwrap()], d).unwrap() >= one - 1e-9);
+    }
+
+    #[test]
+    fn unsubsampled_is_exact(sigma in 0.5..50.0f64, steps in 1u64..2000, d in delta()) {
+        let list = [Segment::new(1.0, sigma, steps).unwrap()];
+        let exact = gaussian::epsilon_for(sigma / (steps as f64).sqrt(), d).unwrap();
+        let close = |x: f64| (x - exact).abs() <= 1e-9 * exact;
+        prop_assert!(close(epsilon_upper(&list, d).unwrap()) && close(epsilon_lower(&list, d).unwrap()));
+        prop_assert!(close(gdp::epsilon_upper(gdp::mu(&list).unwrap(), d).unwrap()));
+    }
+
+    #[test]
+    fn almost_unsubsampled_is_almost_exact(sigma in 1.0..20.0f64, steps in 1u64..500, d in delta()) {
+        // The contour at q just below 1 against the closed form at 1.
+        let near = epsilon_upper(&[Segment::new(1.0 - 1e-9, sigma, steps).unwrap()], d).unwrap();
+        let exact = epsilon_upper(&[Segment::new(1.0, sigma, steps).unwrap()], d).unwrap();
+        prop_assert!((near - exact).abs() <= SLACK, "{} {}", near, exact);
+    }
+
+    #[test]
+    fn calibration_meets_its_target(e in 0.3..10.0f64, d in delta(), q in -2.5..-0.5f64, steps in 10u64..3000) {
+        let target = PrivacyTarget::new(e, d).unwrap();
+        let q = 10f64.powf(q);
+        let sigma = calibrate::noise_multiplier(&target, q, steps).unwrap();
+        let segment = |x: f64| [Segment::new(q, x, steps).unwrap()];
+        prop_assert!(epsilon_upper(&segment(sigma), d).unwrap() <= e);
+        prop_assert!(epsilon_lower(&segment(sigma * 0.98), d).unwrap() > e * 0.98 - SLACK);
+        let scale = calibrate::deck_scale(&target, &[Segment::new(q, 0.9, steps).unwrap(), Segment::new(q, 1.3, steps).unwrap()]);
+        let scale = scale.unwrap();
+        let deck = [Segment::new(q, 0.9 * scale, steps).unwrap(), Segment::new(q, 1.3 * scale, steps).unwrap()];
+        prop_assert!(epsilon_upper(&deck, d).unwrap() <= e);
+    }
+
+    #[test]
+    fn gaussian_queries_meet_their_target(e in 0.1..20.0f64, d in delta(), n in 1u64..500) {
+        let target = PrivacyTarget::new(e, d).unwrap();
+        let sigma = calibrate::gaussian_queries(&target, n).unwrap();
+        let epsilon = epsilon_upper(&[Segment::new(1.0, sigma, n).unwrap()], d).unwrap();
+        prop_assert!(epsilon <= e && epsilon > e * (1.0 - 1e-9));
+    }
+
+    #[test]
+    fn effective_noise_splits_back(sigma in 0.1..10.0f64, weights in prop::collection::vec(0.01..5.0f64, 1..30)) {
+        let groups = split(sigma, &weights).unwrap();
+        prop_assert!((effective_noise_multiplier(&groups).unwrap() / sigma - 1.0).abs() < 1e-12);
+        prop_assert!(groups.iter().all(|g| *g >= sigma * (1.0 - 1e-12)));
+        let with = Composite::new(groups.clone()).with_clip_counts(groups.len(), 20.0);
+        let wanted = (sigma.powi(-2) + groups.len() as f64 / (4.0 * 400.0)).powf(-0.5);
+        prop_assert!((with.noise_multiplier().unwrap() / wanted - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn an_attacker_gains_no_more_than_the_views_say(e in 0.0..8.0f64, d in delta(), prior in 0.01..0.99f64) {
+        let advantage = views::advantage_upper(e, d).unwrap();
+        // Randomised response with failure probability d attains both bounds.
+        let truth = (1.0 - d) * e.exp() / (1.0 + e.exp()) + d;
+        let lie = (1.0 - d) / (1.0 + e.exp());
+        prop_assert!((truth - lie - advantage).abs() < 1e-12);
+        let risk = views::bayes_risk_lower(prior, e, d).unwrap();
+        prop_assert!(risk <= prior.min(1.0 - prior) + 1e-12);
+        let balanced = views::bayes_risk_lower(0.5, e, d).unwrap();
+        prop_assert!((balanced - 0.5 * (1.0 - advantage)).abs() < 1e-12);
+        prop_assert!(views::false_negative_rate_lower(lie, e, d).unwrap() <= lie + 1e-12);
+    }
+
+    #[test]
+    fn max_steps_is_the_last_that_fits(e in 0.5..6.0f64, sigma in 0.7..3.0f64) {
+        let target = PrivacyTarget::new(e, 1e-5).unwrap();
+        let steps = calibrate::max_steps(&target, 0.02, sigma).unwrap();
+        let epsilon = |n: u64| epsilon_upper(&[Segment::new(0.02, sigma, n).unwrap()], 1e-5).unwrap();
+        prop_assert!(steps == 0 || epsilon(steps) <= e);
+        prop_assert!(epsilon(steps + 1) > e);
+    }
+}
+
+/// One step with two groups, integrated over the plane, against the closed form at the effective noise multiplier.
+#[test]
+fn groups_are_one_gaussian() {
+    for (q, a, b, epsilon) in [(0.2f64, 1.0f64, 1.5f64, 0.3f64), (0.5, 2.0, 0.9, 0.1), (1.0, 1.3, 1.3, 0.5)] {
+        let grid = 1600;
+        let (mut remove, mut add) = (0.0, 0.0);
+        let axis = |sigma: f64, i: usize| -9.0 * sigma + (1.0 + 18.0 * sigma) * (i as f64 + 0.5) / grid as f64;
+        let normal = |x: f64, m: f64, s: f64| (-(x - m).powi(2) / (2.0 * s * s)).exp() / (s * (2.0 * std::f64::consts::PI).sqrt());
+        let cell = (1.0 + 18.0 * a) * (1.0 + 18.0 * b) / (grid * grid) as f64;
+        for i in 0..grid {
+            let x = axis(a, i);
+            for j in 0..grid {
+                let y = axis(b, j);
+                let out = normal(x, 0.0, a) * normal(y, 0.0, b);
+                // Both groups share the one coin of Poisson sampling.
+                let with = (1.0 - q) * out + q * normal(x, 1.0, a) * normal(y, 1.0, b);
+                remove += (with - epsilon.exp() * out).max(0.0) * cell;
+                add += (out - epsilon.exp() * with).max(0.0) * cell;
+            }
+        }
+        let sigma = effective_noise_multiplier(&[a, b]).unwrap();
+        let closed = pld::one_step_delta(q, sigma, epsilon).unwrap();
+        assert!((closed.remove - remove).abs() < 2e-5, "{closed:?} {remove}");
+        assert!((closed.add - add).abs() < 2e-5, "{closed:?} {add}");
+    }
+}
