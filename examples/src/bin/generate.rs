@@ -87,7 +87,7 @@ fn run() -> Result<(), ExampleError> {
             .map_err(|error| ExampleError::Other(error.to_string()))?,
     };
 
-    print!("{}", arguments.prompt);
+    say(&arguments.prompt)?;
     let mut stream = Stream::new(loaded.tokenizer()?, &prompt);
     let mut failed = None;
     generate(
@@ -106,10 +106,7 @@ fn run() -> Result<(), ExampleError> {
     )?;
     match failed {
         Some(error) => Err(error),
-        None => {
-            println!();
-            Ok(())
-        }
+        None => say("\n"),
     }
 }
 
@@ -157,12 +154,17 @@ impl<'a> Stream<'a> {
             .strip_prefix(&self.printed)
             .filter(|new| !new.ends_with('\u{fffd}'))
         {
-            let mut out = std::io::stdout().lock();
-            write!(out, "{new}")
-                .and_then(|()| out.flush())
-                .map_err(ExampleError::file("standard output"))?;
+            say(new)?;
             self.printed = text;
         }
         Ok(())
     }
+}
+
+/// Prints at once. A reader that went away is an error, not a panic.
+fn say(text: &str) -> Result<(), ExampleError> {
+    let mut out = std::io::stdout().lock();
+    write!(out, "{text}")
+        .and_then(|()| out.flush())
+        .map_err(ExampleError::file("standard output"))
 }

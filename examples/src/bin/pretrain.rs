@@ -1,5 +1,6 @@
 //! `pretrain`: trains a small GPT-2 model from scratch on text that it generates itself.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,7 +24,7 @@ struct Arguments {
     /// Sequences per step
     #[arg(long, default_value_t = PretrainOptions::default().batch_size)]
     batch_size: usize,
-    /// Tokens per sequence; the last fifth of the run uses fewer sequences as long as --positions
+    /// Tokens per sequence; also the longest text that the model can read
     #[arg(long, default_value_t = PretrainOptions::default().length)]
     length: usize,
     /// Peak learning rate of AdamW, reached after 5 % of the steps and lowered along a cosine to a tenth
@@ -50,9 +51,6 @@ struct Arguments {
     /// Tokens in the vocabulary (at least 257: the bytes and the end-of-text token)
     #[arg(long = "vocab", default_value_t = PretrainOptions::default().vocabulary)]
     vocabulary: usize,
-    /// Longest sequence the model can read, in tokens
-    #[arg(long, default_value_t = PretrainOptions::default().positions)]
-    positions: usize,
     /// Device to compute on
     #[arg(long, default_value = NAMES[0])]
     device: String,
@@ -69,7 +67,8 @@ fn run() -> Result<(), ExampleError> {
     let arguments = Arguments::try_parse().map_err(ExampleError::Usage)?;
     if let Some(count) = arguments.show_texts {
         for text in Corpus::new(arguments.seed)?.texts(count)? {
-            println!("{text}\n");
+            writeln!(std::io::stdout(), "{text}\n")
+                .map_err(ExampleError::file("standard output"))?;
         }
         return Ok(());
     }
@@ -85,7 +84,6 @@ fn run() -> Result<(), ExampleError> {
         width: arguments.width,
         heads: arguments.heads,
         vocabulary: arguments.vocabulary,
-        positions: arguments.positions,
     };
     let every = (options.steps / 100).clamp(1, 50);
     let mut average = Average::default();
@@ -124,7 +122,6 @@ fn check(arguments: &Arguments) -> Result<(), ExampleError> {
         ("length", arguments.length),
         ("layers", arguments.layers),
         ("width", arguments.width),
-        ("positions", arguments.positions),
     ] {
         if value == 0 {
             return flag(name, "0".to_owned(), "must be at least 1");

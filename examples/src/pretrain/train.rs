@@ -23,8 +23,6 @@ const TOKENIZER_TEXTS: usize = 20_000;
 const HELD_OUT_ROWS: usize = 64;
 /// The corpus streams of one run must differ; the held-out texts come from this far away.
 const HELD_OUT_SEED: u64 = 0x4845_4c44;
-/// Part of the run trained on short sequences; the rest is as long as the model's positions, so that all are trained.
-const SHORT_PART: f64 = 0.8;
 /// Each parameter's gradient is cut to this norm.
 const GRADIENT_NORM: f32 = 1.0;
 
@@ -33,9 +31,10 @@ const GRADIENT_NORM: f32 = 1.0;
 pub struct PretrainOptions {
     /// Optimizer steps.
     pub steps: usize,
-    /// Sequences per step, while they are short.
+    /// Sequences per step.
     pub batch_size: usize,
-    /// Tokens per short sequence.
+    /// Tokens per sequence, and so the longest text that the model can read: a position that training never saw would
+    /// stay at its random start.
     pub length: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
@@ -51,16 +50,14 @@ pub struct PretrainOptions {
     pub heads: usize,
     /// Tokens in the vocabulary.
     pub vocabulary: usize,
-    /// Longest sequence.
-    pub positions: usize,
 }
 
 impl Default for PretrainOptions {
     fn default() -> Self {
         Self {
-            steps: 3000,
-            batch_size: 8,
-            length: 128,
+            steps: 5000,
+            batch_size: 2,
+            length: 256,
             learning_rate: 3e-3,
             seed: 0,
             minutes: None,
@@ -68,7 +65,6 @@ impl Default for PretrainOptions {
             width: 128,
             heads: 4,
             vocabulary: 1024,
-            positions: 256,
         }
     }
 }
@@ -145,7 +141,7 @@ impl Pretrained {
             pad: None,
         };
         self.model.save(folder, &special)?;
-        tokenizer::save(&self.tokenizer, folder, self.record.options.positions)?;
+        tokenizer::save(&self.tokenizer, folder, self.record.options.length)?;
         let notes = folder.join("generation");
         std::fs::create_dir_all(&notes).map_err(ExampleError::file(&notes))?;
         let path = notes.join("run.json");
@@ -173,7 +169,7 @@ pub fn pretrain(
     )?;
     let config = Gpt2Config::new(
         tokenizer.get_vocab_size(true),
-        options.positions,
+        options.length,
         options.layers,
         options.width,
         options.heads,
@@ -188,18 +184,10 @@ pub fn pretrain(
         .with_grad_clipping(Some(GradientClippingConfig::Norm(GRADIENT_NORM)))
         .init();
     let mut packer = Packer::new(Corpus::new(options.seed)?, &tokenizer)?;
-    let short = options.length.min(options.positions);
-    let long_rows = (options.batch_size * short).div_ceil(options.positions);
-
     let mut losses = Vec::with_capacity(options.steps);
     let (mut tokens, begun) = (0, Instant::now());
     for step in 0..options.steps {
-        let (rows, length) = if (step as f64) < SHORT_PART * options.steps as f64 {
-            (options.batch_size, short)
-        } else {
-            (long_rows, options.positions)
-        };
-        let batch = Batch::from_rows(&packer.rows(rows, length)?, device)?;
+        let batch = Batch::from_rows(&packer.rows(options.batch_size, options.length)?, device)?;
         let mean = model.per_example_loss(&batch).mean();
         let loss = f64::from(mean.clone().detach().into_scalar::<f32>());
         if !loss.is_finite() {
@@ -214,7 +202,7 @@ pub fn pretrain(
             gradients,
         );
         losses.push(loss);
-        tokens += (rows * length) as u64;
+        tokens += (options.batch_size * options.length) as u64;
         let seconds = begun.elapsed().as_secs_f64();
         on_step(&StepReport {
             step: step + 1,
@@ -259,7 +247,7 @@ fn held_out_loss(
 ) -> Result<f64, ExampleError> {
     let mut packer = Packer::new(Corpus::new(options.seed ^ HELD_OUT_SEED)?, tokenizer)?;
     let mut sum = 0.0;
-    let rows = packer.rows(HELD_OUT_ROWS, options.length.min(options.positions))?;
+    let rows = packer.rows(HELD_OUT_ROWS, options.length)?;
     for part in rows.chunks(8) {
         let batch = Batch::from_rows(part, device)?;
         sum += f64::from(model.per_example_loss(&batch).sum().into_scalar::<f32>());
@@ -283,7 +271,6 @@ mod tests {
             width: 32,
             heads: 2,
             vocabulary: 320,
-            positions: 48,
             ..PretrainOptions::default()
         }
     }
@@ -303,8 +290,7 @@ mod tests {
         let record = &trained.record;
         assert!(record.training_loss < chance - 1.0, "{record:?}");
         assert!(record.held_out_loss < chance - 1.0, "{record:?}");
-        // 32 short steps of 4 x 32 tokens, 8 long ones of 3 x 48.
-        assert_eq!(record.tokens, 32 * 128 + 8 * 144);
+        assert_eq!(record.tokens, 40 * 4 * 32);
 
         let folder = tempfile::tempdir().unwrap();
         trained.save(folder.path()).unwrap();
