@@ -38,12 +38,12 @@ pub fn probability_upper(events: u64, trials: u64, alpha: f64) -> Result<f64, Au
     if events == trials {
         return Ok(1.0);
     }
-    // P(X <= k) = 1 - I_p(k + 1, n - k) falls with p; the limit is where it reaches alpha.
-    let (a, b) = (events as f64 + 1.0, (trials - events) as f64);
+    // P(X <= k) = I_(1-p)(n - k, k + 1) falls with p; the limit is where it reaches alpha.
+    let (a, b) = ((trials - events) as f64, events as f64 + 1.0);
     let (mut low, mut high) = (0.0_f64, 1.0_f64);
     for _ in 0..100 {
         let middle = 0.5 * (low + high);
-        if 1.0 - beta_reg(a, b, middle) > alpha { low = middle } else { high = middle }
+        if beta_reg(a, b, 1.0 - middle) > alpha { low = middle } else { high = middle }
     }
     Ok((high + 1e-12).min(1.0))
 }

@@ -1,7 +1,9 @@
 //! Mechanisms under audit.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use rldp_optim::{Accumulator, GroupGradients, Layout, PerExampleGradients, Private, Random, RowMap, StepPlan};
+use rldp_optim::{
+    Accumulator, GroupGradients, Layout, OptimError, PerExampleGradients, Private, Random, RowMap, StepPlan,
+};
 
 use crate::error::AuditError;
 
@@ -88,7 +90,10 @@ impl Mechanism for StepMechanism<'_> {
         let claimed = self.plan.clipping_norms().iter().zip(self.plan.group_noise_multipliers());
         for (group, (norm, sigma)) in release.groups.iter().zip(claimed) {
             for tensor in &group.gradients {
-                let values = tensor.to_data().iter::<f64>().collect::<Vec<_>>();
+                let values = tensor.clone().try_into_vec_as::<f64>().map_err(|error| OptimError::Device {
+                    what: "a release",
+                    message: error.to_string(),
+                })?;
                 observed.extend(values.into_iter().map(|value| value * batch / (sigma * norm)));
             }
         }

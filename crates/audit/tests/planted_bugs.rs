@@ -25,7 +25,7 @@ fn audit(actual: &StepPlan, claimed: f64, trials: usize) -> SelfAuditReport {
 fn the_plain_gaussian_step_passes_and_the_attack_finds_most_of_its_epsilon() {
     for noise_multiplier in [0.5, 1.0, 2.0] {
         let mut random = SecureRandom::new().unwrap();
-        let audit = SelfAudit::new(40_000).unwrap();
+        let audit = SelfAudit::new(80_000).unwrap();
         let report = audit.run(&plan(noise_multiplier, 1), &device(), &mut random).unwrap();
         assert!(report.passed && report.lower_bound_epsilon <= report.claimed_epsilon, "{report:?}");
         assert!(report.lower_bound_epsilon >= 0.7 * report.claimed_epsilon, "no power: {report:?}");

@@ -7,26 +7,29 @@ use crate::gradients::RowMap;
 /// Coordinates per task of the sum: its accumulators stay in the first-level cache.
 const COLUMNS: usize = 1024;
 
+/// Gradients of at most this many values are not worth waking other threads for.
+const SMALL: usize = 1 << 14;
+
 /// Squared norm of each unit, in double precision: relative error at most about `width * 2^-53`.
 pub(super) fn squared_norms(values: &[f32], width: usize, rows: &RowMap) -> Vec<f64> {
-    (0..rows.units())
-        .into_par_iter()
-        .map(|unit| match rows.unit(unit) {
-            &[(row, weight)] => {
-                f64::from(weight).powi(2) * sum_of_squares(&values[row * width..(row + 1) * width])
+    let of_unit = |unit: usize| match rows.unit(unit) {
+        &[(row, weight)] => f64::from(weight).powi(2) * sum_of_squares(&values[row * width..(row + 1) * width]),
+        members => {
+            let mut block = [0.0; COLUMNS];
+            let mut total = 0.0;
+            for start in (0..width).step_by(COLUMNS) {
+                let block = &mut block[..COLUMNS.min(width - start)];
+                combine(values, width, members, start, block);
+                total += block.iter().map(|value| value * value).sum::<f64>();
             }
-            members => {
-                let mut block = [0.0; COLUMNS];
-                let mut total = 0.0;
-                for start in (0..width).step_by(COLUMNS) {
-                    let block = &mut block[..COLUMNS.min(width - start)];
-                    combine(values, width, members, start, block);
-                    total += block.iter().map(|value| value * value).sum::<f64>();
-                }
-                total
-            }
-        })
-        .collect()
+            total
+        }
+    };
+    if values.len() <= SMALL {
+        (0..rows.units()).map(of_unit).collect()
+    } else {
+        (0..rows.units()).into_par_iter().map(of_unit).collect()
+    }
 }
 
 /// Sum over units of `trunc(scale * gradient)`: integers, so their sum is the same in any order.
@@ -35,7 +38,7 @@ pub(super) fn squared_norms(values: &[f32], width: usize, rows: &RowMap) -> Vec<
 /// an exact f64.
 pub(super) fn scaled_sum(values: &[f32], width: usize, rows: &RowMap, scales: &[f64]) -> Vec<f64> {
     let mut sum = vec![0.0; width];
-    sum.par_chunks_mut(COLUMNS).enumerate().for_each(|(chunk, sum)| {
+    let add = |(chunk, sum): (usize, &mut [f64])| {
         let start = chunk * COLUMNS;
         let mut total = [0_i64; COLUMNS];
         let mut block = [0.0; COLUMNS];
@@ -63,7 +66,12 @@ pub(super) fn scaled_sum(values: &[f32], width: usize, rows: &RowMap, scales: &[
         for (sum, &total) in sum.iter_mut().zip(&total) {
             *sum = total as f64;
         }
-    });
+    };
+    if values.len() <= SMALL {
+        sum.chunks_mut(COLUMNS).enumerate().for_each(add);
+    } else {
+        sum.par_chunks_mut(COLUMNS).enumerate().for_each(add);
+    }
     sum
 }
 

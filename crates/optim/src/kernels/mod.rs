@@ -6,6 +6,7 @@
 //!   ([`extension`]); their results are exact integers (see [`crate::clip`]).
 
 mod extension;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
 mod host;
 mod reference;
 
@@ -18,7 +19,8 @@ use crate::gradients::RowMap;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kernel {
-    /// Multi-threaded loops over the memory of a CPU backend: exact sums, the same bit for bit in any order.
+    /// Multi-threaded loops over the memory of a CPU backend: exact sums, the same bit for bit in any order. On a device
+    /// without them the reference is used.
     Native,
     /// Tensor operations, on any backend: sums right to f32 rounding.
     Reference,
@@ -38,8 +40,10 @@ impl Kernel {
         }
         let tensor = plain(tensor);
         let norms = match self {
-            Self::Native => read("squared norms", extension::squared_norms(tensor, rows.clone()))?,
-            Self::Reference => reference::squared_norms(tensor, rows)?,
+            Self::Native if extension::supports(&tensor.device()) => {
+                read("squared norms", extension::squared_norms(tensor, rows.clone()))?
+            }
+            _ => reference::squared_norms(tensor, rows)?,
         };
         Ok(norms)
     }
@@ -58,8 +62,10 @@ impl Kernel {
         }
         let tensor = plain(tensor);
         let total = match self {
-            Self::Native => read("scaled sums", extension::scaled_sum(tensor, rows.clone(), scales.to_vec()))?,
-            Self::Reference => reference::scaled_sum(tensor, rows, scales)?,
+            Self::Native if extension::supports(&tensor.device()) => {
+                read("scaled sums", extension::scaled_sum(tensor, rows.clone(), scales.to_vec()))?
+            }
+            _ => reference::scaled_sum(tensor, rows, scales)?,
         };
         for (sum, value) in sums.iter_mut().zip(total) {
             *sum = sum.saturating_add(value as i64);

@@ -13,7 +13,7 @@ const CHUNK: usize = 4096;
 pub fn standard_normals(random: &mut dyn Random, count: usize) -> Vec<f64> {
     let key = random.child_key();
     let mut normals = vec![0.0; count];
-    normals.par_chunks_mut(CHUNK).enumerate().for_each(|(index, chunk)| {
+    for_each_chunk(&mut normals, |index, chunk| {
         let mut stream = Stream::new(key, index);
         for pair in chunk.chunks_mut(2) {
             let values = stream.pair();
@@ -21,6 +21,16 @@ pub fn standard_normals(random: &mut dyn Random, count: usize) -> Vec<f64> {
         }
     });
     normals
+}
+
+/// Runs over the chunks of a slice, on all threads if there are several chunks.
+fn for_each_chunk<T: Send>(values: &mut [T], run: impl Fn(usize, &mut [T]) + Sync) {
+    if values.len() <= CHUNK {
+        // Waking the pool costs more than the work.
+        run(0, values);
+    } else {
+        values.par_chunks_mut(CHUNK).enumerate().for_each(|(index, chunk)| run(index, chunk));
+    }
 }
 
 /// Adds noise of standard deviation `deviation`, in units of the grid, to integers on that grid.
@@ -31,7 +41,7 @@ pub fn standard_normals(random: &mut dyn Random, count: usize) -> Vec<f64> {
 /// its own float grid from being inverted (Holohan and Braghin 2021).
 pub(crate) fn add_grid_noise(sums: &mut [i64], deviation: f64, random: &mut dyn Random) {
     let key = random.child_key();
-    sums.par_chunks_mut(CHUNK).enumerate().for_each(|(index, chunk)| {
+    for_each_chunk(sums, |index, chunk| {
         let mut stream = Stream::new(key, index);
         for pair in chunk.chunks_mut(2) {
             for (sum, normal) in pair.iter_mut().zip(stream.pair()) {
