@@ -1,6 +1,8 @@
 use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu, relu, sigmoid};
+use burn::tensor::activation::{gelu, relu};
 use serde::{Deserialize, Serialize};
+
+use crate::fused::gelu_tanh;
 
 /// The activation functions of GPT-2 checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,13 +26,4 @@ impl Activation {
             Self::Relu => relu(x),
         }
     }
-}
-
-/// `x/2 (1 + tanh(u)) = x sigmoid(2u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`: the sigmoid form
-/// takes fewer passes over memory and its gradient is one operation.
-fn gelu_tanh(x: Tensor<3>) -> Tensor<3> {
-    const TWICE: f64 = 2.0 * 0.797_884_560_802_865_4;
-    let square = x.clone() * x.clone();
-    let inner = x.clone() * (square * (TWICE * 0.044_715) + TWICE);
-    x * sigmoid(inner)
 }

@@ -3,6 +3,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::cache::KvCache;
 use crate::device_cache::DeviceCache;
+use crate::fused::masked_softmax;
 
 /// Causal self-attention over any number of heads that share key and value heads.
 ///
@@ -54,11 +55,11 @@ impl Attention {
 
         let keys = key.dims()[2];
         let scores = query.matmul(key.swap_dims(2, 3));
-        let scores = match self.mask(time, keys, past, group, &device) {
-            Some(mask) => scores + mask,
-            None => scores,
+        let weights = match self.mask(time, keys, past, group, &device) {
+            Some(mask) => masked_softmax(scores, mask),
+            None => softmax(scores, 3),
         };
-        let context = softmax(scores, 3).matmul(value);
+        let context = weights.matmul(value);
         if group == 1 {
             context.swap_dims(1, 2).reshape([batch, time, heads * dim])
         } else {

@@ -36,6 +36,7 @@ pub mod config;
 mod device_cache;
 /// The error type of this crate.
 pub mod error;
+mod fused;
 /// Sampling.
 pub mod generate;
 /// GPT-2.

@@ -3,7 +3,6 @@
 //! The two differ in what their configurations may say: Mistral has a sliding window and no biases.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor, module::embedding};
 use rldp_lora::{HostTensor, LinearLayers, LoraLinear};
 use serde::{Deserialize, Serialize};
@@ -13,6 +12,7 @@ use crate::attention::{Attention, MaskKey};
 use crate::checkpoint::{Checkpoint, Start, Weights};
 use crate::config::Settings;
 use crate::device_cache::DeviceCache;
+use crate::fused::gated_silu;
 use crate::linear::{LinearSpec, Storage, host_linear, take_linear};
 use crate::norm::{RmsNorm, frozen};
 use crate::random::RandomWeights;
@@ -373,8 +373,8 @@ impl Block {
         );
         let x = x + self.attention_out.forward(context);
         let normed = self.norm_2.forward(x.clone());
-        let gate = silu(self.gate.forward(normed.clone()));
-        x + self.down.forward(gate * self.up.forward(normed))
+        let gate = self.gate.forward(normed.clone());
+        x + self.down.forward(gated_silu(gate, self.up.forward(normed)))
     }
 
     fn linears(&self) -> [(&'static str, &LoraLinear); 7] {

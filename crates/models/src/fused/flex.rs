@@ -1,0 +1,151 @@
+//! Single loops over Flex tensors in f32; other types take the composed passes.
+#![cfg(feature = "flex")]
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Flex, TensorMetadata};
+use burn::tensor::DType;
+use rayon::prelude::*;
+
+use super::math;
+use super::ops::{FusedPasses, composed};
+
+/// Elements a thread takes at a time.
+const GRAIN: usize = 1 << 14;
+
+type Primitive = FloatTensor<Flex>;
+
+impl FusedPasses for Flex {
+    fn softmax_pass(scores: Primitive, mask: Primitive) -> Primitive {
+        let keys = last(&scores);
+        if !single(&[&scores, &mask]) || keys == 0 {
+            return composed::softmax::<Self>(scores, mask);
+        }
+        let mask = mask.to_contiguous();
+        let mask = elements(&mask);
+        let rows = (GRAIN / keys).max(1);
+        rewrite(scores, rows * keys, |start, chunk| {
+            for (row, values) in chunk.chunks_exact_mut(keys).enumerate() {
+                let offset = (start + row * keys) % mask.len();
+                softmax_row(values, &mask[offset..offset + keys]);
+            }
+        })
+    }
+
+    fn softmax_backward(output: Primitive, grad: Primitive) -> Primitive {
+        let keys = last(&output);
+        if !single(&[&output, &grad]) || keys == 0 {
+            return composed::softmax_backward::<Self>(output, grad);
+        }
+        let output = output.to_contiguous();
+        let output = elements(&output);
+        let rows = (GRAIN / keys).max(1);
+        rewrite(grad, rows * keys, |start, chunk| {
+            for (row, grad) in chunk.chunks_exact_mut(keys).enumerate() {
+                let offset = start + row * keys;
+                softmax_backward_row(&output[offset..offset + keys], grad);
+            }
+        })
+    }
+
+    fn gelu_pass(x: Primitive) -> Primitive {
+        if !single(&[&x]) {
+            return composed::gelu::<Self>(x);
+        }
+        rewrite(x, GRAIN, |_, chunk| {
+            chunk.iter_mut().for_each(|x| *x = math::gelu(*x));
+        })
+    }
+
+    fn gelu_backward_pass(x: Primitive, grad: Primitive) -> Primitive {
+        if !single(&[&x, &grad]) {
+            return composed::gelu_backward::<Self>(x, grad);
+        }
+        let x = x.to_contiguous();
+        let x = elements(&x);
+        rewrite(grad, GRAIN, |start, chunk| {
+            for (grad, x) in chunk.iter_mut().zip(&x[start..]) {
+                *grad *= math::gelu_slope(*x);
+            }
+        })
+    }
+
+    fn gated_silu_pass(gate: Primitive, up: Primitive) -> Primitive {
+        if !single(&[&gate, &up]) {
+            return composed::gated_silu::<Self>(gate, up);
+        }
+        let gate = gate.to_contiguous();
+        let gate = elements(&gate);
+        rewrite(up, GRAIN, |start, chunk| {
+            for (up, gate) in chunk.iter_mut().zip(&gate[start..]) {
+                *up *= math::silu(*gate);
+            }
+        })
+    }
+
+    fn gate_backward(gate: Primitive, up: Primitive, grad: Primitive) -> Primitive {
+        if !single(&[&gate, &up, &grad]) {
+            return composed::gate_backward::<Self>(gate, up, grad);
+        }
+        let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
+        let (gate, up) = (elements(&gate), elements(&up));
+        rewrite(grad, GRAIN, |start, chunk| {
+            let inputs = gate[start..].iter().zip(&up[start..]);
+            for (grad, (gate, up)) in chunk.iter_mut().zip(inputs) {
+                *grad *= up * math::silu_slope(*gate);
+            }
+        })
+    }
+}
+
+fn last(tensor: &Primitive) -> usize {
+    let shape = tensor.shape();
+    shape[shape.num_dims() - 1]
+}
+
+fn single(tensors: &[&Primitive]) -> bool {
+    tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
+}
+
+/// The elements of a contiguous tensor.
+fn elements(tensor: &Primitive) -> &[f32] {
+    tensor.as_slice::<f32>().unwrap_or(&[])
+}
+
+/// Rewrites a tensor's elements chunk by chunk, in place if nobody else holds them.
+///
+/// `change` gets the number of elements before the chunk, and the chunk.
+fn rewrite(
+    tensor: Primitive,
+    chunk: usize,
+    change: impl Fn(usize, &mut [f32]) + Sync,
+) -> Primitive {
+    let mut tensor = tensor.to_contiguous();
+    let (start, end) = tensor.layout().contiguous_offsets().unwrap_or((0, 0));
+    tensor.storage_mut::<f32>()[start..end]
+        .par_chunks_mut(chunk)
+        .enumerate()
+        .for_each(|(index, part)| change(index * chunk, part));
+    tensor
+}
+
+fn softmax_row(values: &mut [f32], mask: &[f32]) {
+    let mut maximum = f32::NEG_INFINITY;
+    for (value, mask) in values.iter_mut().zip(mask) {
+        *value += mask;
+        maximum = maximum.max(*value);
+    }
+    let mut total = 0.0;
+    for value in values.iter_mut() {
+        *value = math::exp(*value - maximum);
+        total += *value;
+    }
+    let inverse = 1.0 / total;
+    values.iter_mut().for_each(|value| *value *= inverse);
+}
+
+fn softmax_backward_row(output: &[f32], grad: &mut [f32]) {
+    let dot: f32 = output.iter().zip(grad.iter()).map(|(p, g)| p * g).sum();
+    for (grad, output) in grad.iter_mut().zip(output) {
+        *grad = output * (*grad - dot);
+    }
+}
