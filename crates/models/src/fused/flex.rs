@@ -129,23 +129,45 @@ fn rewrite(
 }
 
 fn softmax_row(values: &mut [f32], mask: &[f32]) {
-    let mut maximum = f32::NEG_INFINITY;
+    // Causal masks hide the end of most rows: nothing is computed there.
+    let visible = mask.iter().rposition(|mask| *mask != f32::NEG_INFINITY);
+    let (values, hidden) = values.split_at_mut(visible.map_or(0, |last| last + 1));
+    hidden.fill(0.0);
     for (value, mask) in values.iter_mut().zip(mask) {
         *value += mask;
-        maximum = maximum.max(*value);
     }
-    let mut total = 0.0;
+    let maximum = by_lanes(values, f32::NEG_INFINITY, f32::max);
     for value in values.iter_mut() {
         *value = math::exp(*value - maximum);
-        total += *value;
     }
-    let inverse = 1.0 / total;
+    let inverse = 1.0 / by_lanes(values, 0.0, |sum, value| sum + value);
     values.iter_mut().for_each(|value| *value *= inverse);
 }
 
 fn softmax_backward_row(output: &[f32], grad: &mut [f32]) {
-    let dot: f32 = output.iter().zip(grad.iter()).map(|(p, g)| p * g).sum();
     for (grad, output) in grad.iter_mut().zip(output) {
-        *grad = output * (*grad - dot);
+        *grad *= output;
     }
+    let dot = by_lanes(grad, 0.0, |sum, value| sum + value);
+    for (grad, output) in grad.iter_mut().zip(output) {
+        *grad -= output * dot;
+    }
+}
+
+/// Reduces eight interleaved parts side by side: one chain of additions cannot be vectorised.
+fn by_lanes(
+    values: &[f32],
+    start: f32,
+    combine: impl Fn(f32, f32) -> f32,
+) -> f32 {
+    const LANES: usize = 8;
+    let mut lanes = [start; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = combine(*lane, *value);
+        }
+    }
+    lanes.iter().chain(rest).fold(start, |total, value| combine(total, *value))
 }
