@@ -24,9 +24,9 @@ pub(crate) const FREE_WORK: f64 = 4e5;
 /// Pairs never exceeded: the bounds are then looser, and still valid.
 pub(crate) const MOST_WORK: f64 = 3e7;
 /// Sequences this short get a finer bound on how fast their characteristic function decays.
-const FEW_STEPS: u64 = 200;
-/// Mechanisms with at most this many steps get the total-variation bound on it too.
-const VARIED_STEPS: u64 = 300;
+const FEW_STEPS: f64 = 200.0;
+/// Sequences this short get the total-variation bound on it too.
+const VARIED_STEPS: f64 = 300.0;
 
 /// delta at one epsilon, of the loss composed with a Gaussian of squared mu `smoothing`.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +49,8 @@ pub(crate) struct Plan {
     smoothing: f64,
     steps: Vec<(f64, Tilted)>,
     bad_share: f64,
+    few: bool,
+    varied: bool,
     /// Pairs of frequency and node, about.
     pub work: f64,
 }
@@ -100,8 +102,12 @@ impl Plan {
             let width = (c * (c + 1.0) * (2.0 * PI * variance).sqrt()).ln().max(0.0);
             ((ln_moment - ln_delta - width) / c).max(0.0)
         });
+        // Both limits are for one mechanism, or are shared by many.
+        let free = FREE_WORK * (loss.steps.len() as f64).max(1.0);
+        let hard = most_work > FREE_WORK;
+        let most_work = if hard { most_work.max(2.0 * free) } else { free };
         // Where the work is hard, aliases may weigh a little more.
-        let nats = if most_work > FREE_WORK { 0.65 * ALIAS_NATS } else { ALIAS_NATS };
+        let nats = if hard { 0.65 * ALIAS_NATS } else { ALIAS_NATS };
         let near = (nats - ln_delta) / c;
         let beyond = FAR
             .iter()
@@ -115,13 +121,14 @@ impl Plan {
         let spacing = 2.0 * PI / period;
 
         // How far must the line go?
+        let total = loss.steps.iter().map(|(_, n)| *n as f64).sum::<f64>();
+        let (few, varied) = (total <= FEW_STEPS, total <= VARIED_STEPS);
         let variations: Vec<f64> = loss
             .steps
             .iter()
             .zip(&steps)
-            .map(|((s, n), (m, _))| if *n <= VARIED_STEPS { s.total_variation(power, *m) } else { f64::INFINITY })
+            .map(|((s, _), (m, _))| if varied { s.total_variation(power, *m) } else { f64::INFINITY })
             .collect();
-        let few = loss.steps.iter().map(|(_, n)| *n).sum::<u64>() <= FEW_STEPS;
         let work_to = |end: f64| {
             let nodes = |((s, _), (m, t)): (&(Step, u64), &(f64, Tilted))| {
                 t.spacing * t.losses.len() as f64 / s.spacing(power, *m, end)
@@ -158,12 +165,17 @@ impl Plan {
             }
             last = Some((end, smoothing, work));
             let moved = 0.5 * (c + 1.0) * smoothing;
-            if smoothing == 0.0 || (work > FREE_WORK && moved <= tolerance) || work > most_work {
+            if smoothing == 0.0 || (work > free && moved <= tolerance) || work > most_work {
                 break;
             }
             end *= 1.35;
         }
-        Self { direction, c, spacing, end, smoothing, steps, bad_share: 0.0, work }
+        Self { direction, c, spacing, end, smoothing, steps, bad_share: 0.0, few, varied, work }
+    }
+
+    /// Whether laying the line takes a bearable time.
+    pub fn bearable(&self) -> bool {
+        self.work <= 5.0 * MOST_WORK.max(2.0 * FREE_WORK * self.steps.len() as f64)
     }
 
     /// What a further step, composed later, may lose to the cut.
@@ -198,6 +210,9 @@ pub(crate) struct Contour {
     bad: f64,
     bad_laid: f64,
     bad_share: f64,
+    /// Which bounds on the decay are worth their time.
+    few: bool,
+    varied: bool,
 }
 
 impl Contour {
@@ -221,6 +236,8 @@ impl Contour {
             bad: loss.bad_mass(),
             bad_laid: loss.bad_mass(),
             bad_share: plan.bad_share,
+            few: plan.few,
+            varied: plan.varied,
         };
         contour.add_gaussian(gaussian);
         for ((step, n), (m, t)) in loss.steps.iter().zip(&plan.steps) {
@@ -294,8 +311,8 @@ impl Contour {
         for (f, k) in &mut self.far {
             *k += times * step.ln_moment(self.direction.power(*f));
         }
-        let cells = -(-step.decay(power, ln_moment, last, centre, n <= FEW_STEPS)).ln_1p();
-        let variation = if n <= VARIED_STEPS { (last / step.total_variation(power, ln_moment)).ln() } else { 0.0 };
+        let cells = -(-step.decay(power, ln_moment, last, centre, self.few)).ln_1p();
+        let variation = if self.varied { (last / step.total_variation(power, ln_moment)).ln() } else { 0.0 };
         self.decay += times * cells.max(variation);
     }
 

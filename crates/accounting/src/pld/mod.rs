@@ -475,16 +475,13 @@ fn lay(loss: &Loss, direction: Direction, at: (f64, f64, Option<f64>), tolerance
             if (plan.moved(), plan.work) < (whole.moved(), whole.work) {
                 let steps: f64 = loss.steps.iter().map(|(_, n)| *n as f64).sum();
                 plan.set_bad_share(share * ln_delta.exp() / steps);
-                return bearable(&plan).then(|| Contour::lay(&cut, &plan));
+                return plan.bearable().then(|| Contour::lay(&cut, &plan));
             }
         }
     }
-    bearable(&whole).then(|| Contour::lay(loss, &whole))
+    whole.bearable().then(|| Contour::lay(loss, &whole))
 }
 
-fn bearable(plan: &Plan) -> bool {
-    plan.work <= 5.0 * contour::MOST_WORK
-}
 
 /// Saddle and certified ln delta of one direction at one epsilon; none if a Chernoff bound puts it below `floor`.
 fn ln_delta_in(
