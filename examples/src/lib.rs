@@ -5,3 +5,7 @@ pub mod embedded;
 pub mod error;
 pub mod finetune;
 pub mod pretrain;
+
+/// Training allocates and frees large tensors all the time; the system's allocator gives their pages back each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

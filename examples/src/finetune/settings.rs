@@ -21,7 +21,7 @@ fn defaults() -> TrainerConfig {
 /// Without arguments: the embedded GPT-2-architecture base model on the embedded SUPPORT2 table (9,105 hospital
 /// patients), at epsilon 8. Every flag can also stand in a TOML file given with --config; flags win.
 #[derive(Clone, Debug, Parser, Serialize, Deserialize)]
-#[command(name = "finetune", version)]
+#[command(name = "finetune", version, args_override_self = true)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Settings {
     /// Base model: a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a hub id such as

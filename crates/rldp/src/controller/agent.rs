@@ -80,7 +80,11 @@ impl AgentController {
         device: &Device,
     ) -> Result<Self, RldpError> {
         let rule = WarmUpRule::new(dimensions, clipping_norm)?;
-        let mut sac = Sac::new(options.sac.clone(), FEATURES, ACTION, seed, device)?;
+        let config = options
+            .sac
+            .clone()
+            .with_updates_per_step(options.updates);
+        let mut sac = Sac::new(config, FEATURES, ACTION, seed, device)?;
         if let Some(path) = &options.policy {
             sac.load_policy(path)?;
         }
@@ -130,7 +134,8 @@ impl Controller for AgentController {
             terminated: outcome.finished,
             truncated: false,
         })?;
-        self.sac.update(self.options.updates)?;
+        // None while multi-step returns wait for their rewards.
+        self.sac.learn()?;
         Ok(())
     }
 

@@ -61,8 +61,8 @@ impl Default for TrainerConfig {
         Self {
             epsilon: 8.0,
             delta: None,
-            steps: 120,
-            batch_size: 192.0,
+            steps: 100,
+            batch_size: 128.0,
             micro_batch: 32,
             max_length: 128,
             max_rows_per_unit: 4,
@@ -71,16 +71,16 @@ impl Default for TrainerConfig {
             learning_rate: 5e-3,
             final_learning_rate: 0.2,
             beta_2: 0.99,
-            clipping_norm: 0.1,
+            clipping_norm: 0.01,
             controller: ControllerKind::default(),
             bounds: Bounds::default(),
             budget: BudgetKind::default(),
-            decisions: 12,
+            decisions: 10,
             clip_count_share: 0.01,
             training_loss_share: 0.0,
             loss_bound: 5.0,
             held_out_fraction: 0.1,
-            held_out_units: 800,
+            held_out_units: 400,
         }
     }
 }
