@@ -2,10 +2,12 @@
 
 use std::time::Instant;
 
-use rldp_accounting::pld::{self, PldAccountant, PldOptions};
+use rldp_accounting::pld::{self, PldOptions};
 use rldp_accounting::{AccountingError, PrivacyTarget, Segment, calibrate, rdp};
 
-fn median(mut work: impl FnMut() -> Result<f64, AccountingError>) -> Result<(f64, f64), AccountingError> {
+fn median(
+    mut work: impl FnMut() -> Result<f64, AccountingError>,
+) -> Result<(f64, f64), AccountingError> {
     let mut times = Vec::new();
     let mut value = 0.0;
     for _ in 0..15 {
@@ -19,14 +21,29 @@ fn median(mut work: impl FnMut() -> Result<f64, AccountingError>) -> Result<(f64
 
 fn main() -> Result<(), AccountingError> {
     let delta = 1e-5;
-    let show = |name: &str, (seconds, value): (f64, f64)| println!("{name:<58} {:>10.3} ms   {value:.9}", seconds * 1e3);
+    let show = |name: &str, (seconds, value): (f64, f64)| {
+        println!("{name:<58} {:>10.3} ms   {value:.9}", seconds * 1e3)
+    };
     let one = [Segment::new(0.01, 1.0, 10_000)?];
-    show("PLD upper: q 0.01, sigma 1, 10,000 steps", median(|| pld::epsilon_upper(&one, delta))?);
-    show("PLD lower of the same", median(|| pld::epsilon_lower(&one, delta))?);
-    let hundred: Vec<Segment> =
-        (0..100).map(|i| Segment::new(0.01, 0.8 + 0.01 * f64::from(i), 100)).collect::<Result<_, _>>()?;
-    show("PLD upper: 100 segments, sigma 0.80 to 1.79, 100 steps each", median(|| pld::epsilon_upper(&hundred, delta))?);
-    show("PLD lower of the same", median(|| pld::epsilon_lower(&hundred, delta))?);
+    show(
+        "PLD upper: q 0.01, sigma 1, 10,000 steps",
+        median(|| pld::epsilon_upper(&one, delta))?,
+    );
+    show(
+        "PLD lower of the same",
+        median(|| pld::epsilon_lower(&one, delta))?,
+    );
+    let hundred: Vec<Segment> = (0..100)
+        .map(|i| Segment::new(0.01, 0.8 + 0.01 * f64::from(i), 100))
+        .collect::<Result<_, _>>()?;
+    show(
+        "PLD upper: 100 segments, sigma 0.80 to 1.79, 100 steps each",
+        median(|| pld::epsilon_upper(&hundred, delta))?,
+    );
+    show(
+        "PLD lower of the same",
+        median(|| pld::epsilon_lower(&hundred, delta))?,
+    );
     // One step of its own noise after another, asking epsilon after each.
     let mut accountant = pld::accountant(&hundred, PldOptions::default())?;
     accountant.epsilon_upper(delta)?;
@@ -41,7 +58,10 @@ fn main() -> Result<(), AccountingError> {
     show("one incremental step, median of 500 distinct", times[250]);
     show("one incremental step, slowest of 500 distinct", times[499]);
     let target = PrivacyTarget::new(2.0, delta)?;
-    show("calibration: (2, 1e-5), q 0.01, 1,000 steps", median(|| calibrate::noise_multiplier(&target, 0.01, 1000))?);
+    show(
+        "calibration: (2, 1e-5), q 0.01, 1,000 steps",
+        median(|| calibrate::noise_multiplier(&target, 0.01, 1000))?,
+    );
     let orders: Vec<f64> = (0..100).map(|i| 1.1 + 0.5 * f64::from(i)).collect();
     show(
         "RDP over 100 orders, q 0.01, sigma 1",
@@ -51,7 +71,5 @@ fn main() -> Result<(), AccountingError> {
             Ok(rdp.epsilon_upper(delta)?.epsilon)
         })?,
     );
-    let mut fresh = PldAccountant::default();
-    fresh.compose(&one[0])?;
     Ok(())
 }

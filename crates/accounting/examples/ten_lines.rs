@@ -6,10 +6,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let target = PrivacyTarget::new(2.0, 1e-5)?;
     let sigma = calibrate::noise_multiplier(&target, 0.01, 1_000)?;
     let run = [Segment::new(0.01, sigma, 1_000)?];
-    println!("noise multiplier {sigma:.4}\n{}", summary(&run, target.delta)?);
+    println!(
+        "noise multiplier {sigma:.4}\n{}",
+        summary(&run, target.delta)?
+    );
     let accountant = pld::accountant(&run, pld::PldOptions::default())?;
     let points = curve::privacy_curve(&accountant, 4.0, 60)?;
-    let mark = curve::Point { epsilon: target.epsilon, delta: target.delta };
-    std::fs::write(std::env::temp_dir().join("curve.svg"), curve::privacy_curve_svg("Privacy curve", &[("run", &points)], Some(mark)))?;
+    let mark = curve::Point {
+        epsilon: target.epsilon,
+        delta: target.delta,
+    };
+    std::fs::write(
+        std::env::temp_dir().join("curve.svg"),
+        curve::privacy_curve_svg("Privacy curve", &[("run", &points)], Some(mark)),
+    )?;
     Ok(())
 }

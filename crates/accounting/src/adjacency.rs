@@ -28,7 +28,9 @@ impl Adjacency {
     pub fn as_add_remove(self, segment: &Segment) -> Result<Segment, AccountingError> {
         match self {
             Self::AddRemove | Self::ZeroOut => Ok(*segment),
-            Self::ReplaceOne if segment.sampling_rate() == 1.0 || segment.sampling_rate() == 0.0 => {
+            Self::ReplaceOne
+                if segment.sampling_rate() == 1.0 || segment.sampling_rate() == 0.0 =>
+            {
                 segment.scaled(0.5)
             }
             Self::ReplaceOne => Err(AccountingError::AdjacencyUndefined {

@@ -20,7 +20,11 @@ const SIGMAS: (f64, f64) = (0.01, 1e7);
 ///
 /// # Errors
 /// Bad parameters, or no noise multiplier in [0.01, 1e7] that meets the target.
-pub fn noise_multiplier(target: &PrivacyTarget, sampling_rate: f64, steps: u64) -> Result<f64, AccountingError> {
+pub fn noise_multiplier(
+    target: &PrivacyTarget,
+    sampling_rate: f64,
+    steps: u64,
+) -> Result<f64, AccountingError> {
     target.check()?;
     Segment::new(sampling_rate, 1.0, steps)?;
     if sampling_rate == 1.0 {
@@ -40,14 +44,25 @@ pub fn noise_multiplier(target: &PrivacyTarget, sampling_rate: f64, steps: u64) 
 /// Bad parameters, no cards, or no factor that meets the target.
 pub fn deck_scale(target: &PrivacyTarget, shape: &[Segment]) -> Result<f64, AccountingError> {
     target.check()?;
-    let least = shape.iter().map(Segment::noise_multiplier).fold(f64::INFINITY, f64::min);
+    let least = shape
+        .iter()
+        .map(Segment::noise_multiplier)
+        .fold(f64::INFINITY, f64::min);
     if shape.is_empty() {
         return Err(AccountingError::NoSegments);
     }
-    smallest(target, "scale of the deck", (SIGMAS.0 / least, SIGMAS.1 / least), |scale| {
-        let scaled: Vec<Segment> = shape.iter().map(|s| s.scaled(scale)).collect::<Result<_, _>>()?;
-        epsilon_upper(&scaled, target.delta)
-    })
+    smallest(
+        target,
+        "scale of the deck",
+        (SIGMAS.0 / least, SIGMAS.1 / least),
+        |scale| {
+            let scaled: Vec<Segment> = shape
+                .iter()
+                .map(|s| s.scaled(scale))
+                .collect::<Result<_, _>>()?;
+            epsilon_upper(&scaled, target.delta)
+        },
+    )
 }
 
 /// The most steps of this mechanism that meet the target; 0 if not even one does.
@@ -57,13 +72,20 @@ pub fn deck_scale(target: &PrivacyTarget, shape: &[Segment]) -> Result<f64, Acco
 ///
 /// # Errors
 /// Bad parameters, or a mechanism that loses nothing (any number of steps meets the target).
-pub fn max_steps(target: &PrivacyTarget, sampling_rate: f64, noise_multiplier: f64) -> Result<u64, AccountingError> {
+pub fn max_steps(
+    target: &PrivacyTarget,
+    sampling_rate: f64,
+    noise_multiplier: f64,
+) -> Result<u64, AccountingError> {
     target.check()?;
     if Segment::new(sampling_rate, noise_multiplier, 1)?.sampling_rate() == 0.0 {
         return Err(AccountingError::StepsOverflow);
     }
     let fits = |steps: u64| -> Result<bool, AccountingError> {
-        match epsilon_upper(&[Segment::new(sampling_rate, noise_multiplier, steps)?], target.delta) {
+        match epsilon_upper(
+            &[Segment::new(sampling_rate, noise_multiplier, steps)?],
+            target.delta,
+        ) {
             Ok(epsilon) => Ok(epsilon <= target.epsilon),
             Err(AccountingError::Overflow) => Ok(false),
             Err(other) => Err(other),
@@ -76,11 +98,18 @@ pub fn max_steps(target: &PrivacyTarget, sampling_rate: f64, noise_multiplier: f
     let mut high = 2u64;
     while fits(high)? {
         low = high;
-        high = high.checked_mul(2).filter(|h| *h < 1 << 53).ok_or(AccountingError::StepsOverflow)?;
+        high = high
+            .checked_mul(2)
+            .filter(|h| *h < 1 << 53)
+            .ok_or(AccountingError::StepsOverflow)?;
     }
     while high - low > 1 {
         let middle = low + (high - low) / 2;
-        if fits(middle)? { low = middle } else { high = middle }
+        if fits(middle)? {
+            low = middle
+        } else {
+            high = middle
+        }
     }
     Ok(low)
 }
@@ -170,10 +199,12 @@ fn smallest(
     }
     let mut failure = None;
     let (_, sigma) = decreasing_root(
-        |x| excess(x).unwrap_or_else(|e| {
-            failure.get_or_insert(e);
-            f64::INFINITY
-        }),
+        |x| {
+            excess(x).unwrap_or_else(|e| {
+                failure.get_or_insert(e);
+                f64::INFINITY
+            })
+        },
         low,
         high,
         RELATIVE,

@@ -21,17 +21,27 @@ pub struct Point {
 ///
 /// # Errors
 /// Fewer than two points, a bad `to`, or as for [`PldAccountant::delta_upper`].
-pub fn privacy_curve(accountant: &PldAccountant, to: f64, points: usize) -> Result<Vec<Point>, AccountingError> {
+pub fn privacy_curve(
+    accountant: &PldAccountant,
+    to: f64,
+    points: usize,
+) -> Result<Vec<Point>, AccountingError> {
     if !(to > 0.0 && to.is_finite()) {
         return Err(AccountingError::Epsilon { value: to });
     }
     if points < 2 {
-        return Err(AccountingError::NotPositive { name: "the number of points less one", value: points as f64 - 1.0 });
+        return Err(AccountingError::NotPositive {
+            name: "the number of points less one",
+            value: points as f64 - 1.0,
+        });
     }
     (0..points)
         .map(|i| {
             let epsilon = to * i as f64 / (points - 1) as f64;
-            Ok(Point { epsilon, delta: accountant.delta_upper(epsilon)? })
+            Ok(Point {
+                epsilon,
+                delta: accountant.delta_upper(epsilon)?,
+            })
         })
         .collect()
 }
@@ -45,11 +55,23 @@ const BOTTOM: f64 = 56.0;
 
 /// An SVG of curves with their names: epsilon across, log10 delta up; `mark` draws the target's epsilon and delta.
 pub fn privacy_curve_svg(title: &str, curves: &[(&str, &[Point])], mark: Option<Point>) -> String {
-    const COLOURS: [&str; 6] = ["#1f5fa8", "#c2502a", "#2d7d46", "#7a4aa0", "#8a6d00", "#555555"];
+    const COLOURS: [&str; 6] = [
+        "#1f5fa8", "#c2502a", "#2d7d46", "#7a4aa0", "#8a6d00", "#555555",
+    ];
     let shown = |p: &&Point| p.delta > 0.0 && p.delta.is_finite();
-    let all = || curves.iter().flat_map(|(_, c)| c.iter()).chain(mark.as_ref());
+    let all = || {
+        curves
+            .iter()
+            .flat_map(|(_, c)| c.iter())
+            .chain(mark.as_ref())
+    };
     let to = all().map(|p| p.epsilon).fold(0.0, f64::max).max(1e-12);
-    let floor = all().filter(shown).map(|p| p.delta.log10()).fold(0.0, f64::min).floor().clamp(-20.0, -1.0);
+    let floor = all()
+        .filter(shown)
+        .map(|p| p.delta.log10())
+        .fold(0.0, f64::min)
+        .floor()
+        .clamp(-20.0, -1.0);
     let x = |e: f64| LEFT + (WIDTH - LEFT - RIGHT) * e / to;
     let y = |d: f64| TOP + (HEIGHT - TOP - BOTTOM) * (d.log10().max(floor) / floor);
     let mut svg = format!(
@@ -93,8 +115,11 @@ pub fn privacy_curve_svg(title: &str, curves: &[(&str, &[Point])], mark: Option<
     );
     for (i, (name, points)) in curves.iter().enumerate() {
         let colour = COLOURS[i % COLOURS.len()];
-        let path: Vec<String> =
-            points.iter().filter(shown).map(|p| format!("{:.2},{:.2}", x(p.epsilon), y(p.delta))).collect();
+        let path: Vec<String> = points
+            .iter()
+            .filter(shown)
+            .map(|p| format!("{:.2},{:.2}", x(p.epsilon), y(p.delta)))
+            .collect();
         let at = TOP + 16.0 + 18.0 * i as f64;
         svg += &format!(
             "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\" points=\"{}\"/>\
@@ -105,7 +130,11 @@ pub fn privacy_curve_svg(title: &str, curves: &[(&str, &[Point])], mark: Option<
         );
     }
     if let Some(p) = mark.filter(|p| p.delta > 0.0) {
-        svg += &format!("<circle cx=\"{:.2}\" cy=\"{:.2}\" r=\"4\" fill=\"#000000\"/>\n", x(p.epsilon), y(p.delta));
+        svg += &format!(
+            "<circle cx=\"{:.2}\" cy=\"{:.2}\" r=\"4\" fill=\"#000000\"/>\n",
+            x(p.epsilon),
+            y(p.delta)
+        );
     }
     svg + "</svg>\n"
 }
@@ -113,9 +142,21 @@ pub fn privacy_curve_svg(title: &str, curves: &[(&str, &[Point])], mark: Option<
 fn nice(value: f64) -> f64 {
     let power = 10f64.powf(value.log10().floor());
     let lead = value / power;
-    power * if lead <= 1.0 { 1.0 } else if lead <= 2.0 { 2.0 } else if lead <= 5.0 { 5.0 } else { 10.0 }
+    power
+        * if lead <= 1.0 {
+            1.0
+        } else if lead <= 2.0 {
+            2.0
+        } else if lead <= 5.0 {
+            5.0
+        } else {
+            10.0
+        }
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }

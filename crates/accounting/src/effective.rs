@@ -27,7 +27,10 @@ pub fn effective_noise_multiplier(group_noise_multipliers: &[f64]) -> Result<f64
         smallest = smallest.min(sigma);
     }
     // Relative to the smallest, so that nothing overflows.
-    let sum: f64 = group_noise_multipliers.iter().map(|s| (smallest / s).powi(2)).sum();
+    let sum: f64 = group_noise_multipliers
+        .iter()
+        .map(|s| (smallest / s).powi(2))
+        .sum();
     Ok(smallest / sum.sqrt())
 }
 
@@ -53,7 +56,11 @@ pub fn split(sigma_eff: f64, weights: &[f64]) -> Result<Vec<f64>, AccountingErro
         .enumerate()
         .map(|(index, &w)| {
             let sigma = sigma_eff / (w / total).sqrt();
-            if sigma.is_finite() { Ok(sigma) } else { Err(AccountingError::Weight { index, value: w }) }
+            if sigma.is_finite() {
+                Ok(sigma)
+            } else {
+                Err(AccountingError::Weight { index, value: w })
+            }
         })
         .collect()
 }
@@ -86,16 +93,19 @@ impl Telemetry {
     /// No groups, or a bound or noise that is not positive and finite.
     pub fn noise_multiplier(&self) -> Result<f64, AccountingError> {
         let positive = |name, value: f64| {
-            if value > 0.0 && value.is_finite() { Ok(value) } else { Err(AccountingError::NotPositive { name, value }) }
+            if value > 0.0 && value.is_finite() {
+                Ok(value)
+            } else {
+                Err(AccountingError::NotPositive { name, value })
+            }
         };
         match *self {
             Self::ClipCounts { groups: 0, .. } => Err(AccountingError::NoGroups),
             Self::ClipCounts { groups, noise } => {
                 Ok(positive("the noise of clip counts", noise)? / (0.5 * (groups as f64).sqrt()))
             }
-            Self::LossSum { bound, noise } => {
-                Ok(positive("the noise of a loss sum", noise)? / positive("the bound of a loss", bound)?)
-            }
+            Self::LossSum { bound, noise } => Ok(positive("the noise of a loss sum", noise)?
+                / positive("the bound of a loss", bound)?),
         }
     }
 }
@@ -112,7 +122,10 @@ pub struct Composite {
 impl Composite {
     /// A step with these gradient groups and no telemetry.
     pub fn new(group_noise_multipliers: Vec<f64>) -> Self {
-        Self { group_noise_multipliers, telemetry: Vec::new() }
+        Self {
+            group_noise_multipliers,
+            telemetry: Vec::new(),
+        }
     }
 
     /// Adds clip-indicator counts: `groups` counts of sensitivity 1/2, noise `noise` each.

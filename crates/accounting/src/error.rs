@@ -84,7 +84,9 @@ pub enum AccountingError {
         delta: f64,
     },
     /// The neighbouring relation has no known dominating pair for this mechanism.
-    #[error("{adjacency:?} adjacency has no dominating pair for Poisson sampling at rate {sampling_rate} (only at rate 1)")]
+    #[error(
+        "{adjacency:?} adjacency has no dominating pair for Poisson sampling at rate {sampling_rate} (only at rate 1)"
+    )]
     AdjacencyUndefined {
         /// The relation asked for.
         adjacency: Adjacency,
@@ -92,7 +94,9 @@ pub enum AccountingError {
         sampling_rate: f64,
     },
     /// GDP is exact only for mechanisms without subsampling.
-    #[error("Gaussian differential privacy is exact only at sampling rate 1, but the rate is {sampling_rate}")]
+    #[error(
+        "Gaussian differential privacy is exact only at sampling rate 1, but the rate is {sampling_rate}"
+    )]
     Subsampled {
         /// The sampling rate of the refused segment.
         sampling_rate: f64,

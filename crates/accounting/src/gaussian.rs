@@ -7,7 +7,7 @@
 use std::f64::consts::FRAC_1_SQRT_2;
 
 use crate::error::AccountingError;
-use crate::segment::{check_delta, check_epsilon, PrivacyTarget};
+use crate::segment::{PrivacyTarget, check_delta, check_epsilon};
 use crate::special::{decreasing_root, erfcx, erfcx_decay, gauss_legendre};
 
 /// Natural log of delta(epsilon) of one Gaussian query with `mu` = sensitivity / standard deviation.
@@ -24,7 +24,11 @@ pub(crate) fn ln_delta(epsilon: f64, mu: f64) -> f64 {
         // e^epsilon erfc(b) = exp(-a^2) erfcx(b), which cannot overflow.
         return (0.5 * (libm::erfc(a) - (-a * a).exp() * erfcx(b))).ln();
     }
-    let difference = if b - a < 0.5 { gauss_legendre(a, b, erfcx_decay) } else { erfcx(a) - erfcx(b) };
+    let difference = if b - a < 0.5 {
+        gauss_legendre(a, b, erfcx_decay)
+    } else {
+        erfcx(a) - erfcx(b)
+    };
     -a * a + (0.5 * difference).ln()
 }
 
@@ -40,7 +44,11 @@ pub fn delta_for(epsilon: f64, sigma: f64) -> Result<f64, AccountingError> {
     if a.abs() < 5.0 {
         // Same as the log form, without the trip through ln and exp.
         let b = (epsilon / mu + 0.5 * mu) * FRAC_1_SQRT_2;
-        let difference = if b - a < 0.5 { gauss_legendre(a, b, erfcx_decay) } else { erfcx(a) - erfcx(b) };
+        let difference = if b - a < 0.5 {
+            gauss_legendre(a, b, erfcx_decay)
+        } else {
+            erfcx(a) - erfcx(b)
+        };
         return Ok(0.5 * (-a * a).exp() * difference);
     }
     Ok(ln_delta(epsilon, mu).exp())
@@ -79,7 +87,13 @@ pub(crate) fn epsilon_for_mu(mu: f64, delta: f64) -> Result<f64, AccountingError
     if !high.is_finite() || at_high.is_nan() {
         return Err(AccountingError::Overflow);
     }
-    Ok(decreasing_root(|e| ln_delta(e, mu) - target, (0.0, at_zero), (high, at_high), 4e-16).1)
+    Ok(decreasing_root(
+        |e| ln_delta(e, mu) - target,
+        (0.0, at_zero),
+        (high, at_high),
+        4e-16,
+    )
+    .1)
 }
 
 /// The smallest noise multiplier of one Gaussian query that is (epsilon, delta)-DP.
@@ -107,5 +121,9 @@ pub fn sigma_for(epsilon: f64, delta: f64) -> Result<f64, AccountingError> {
 }
 
 fn check_sigma(sigma: f64) -> Result<(), AccountingError> {
-    if sigma > 0.0 && sigma.is_finite() { Ok(()) } else { Err(AccountingError::NoiseMultiplier { value: sigma }) }
+    if sigma > 0.0 && sigma.is_finite() {
+        Ok(())
+    } else {
+        Err(AccountingError::NoiseMultiplier { value: sigma })
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::AccountingError;
 use crate::gaussian;
-use crate::segment::{check_delta, merge, Segment};
+use crate::segment::{Segment, check_delta, merge};
 
 /// mu of a composition of plain Gaussians: `sqrt(sum steps / sigma^2)`, exactly.
 ///
@@ -14,10 +14,16 @@ pub fn mu(segments: &[Segment]) -> Result<f64, AccountingError> {
         if s.sampling_rate() == 1.0 {
             total += s.steps() as f64 / (s.noise_multiplier() * s.noise_multiplier());
         } else if s.sampling_rate() != 0.0 {
-            return Err(AccountingError::Subsampled { sampling_rate: s.sampling_rate() });
+            return Err(AccountingError::Subsampled {
+                sampling_rate: s.sampling_rate(),
+            });
         }
     }
-    if f64::is_finite(total) { Ok(total.sqrt()) } else { Err(AccountingError::Overflow) }
+    if f64::is_finite(total) {
+        Ok(total.sqrt())
+    } else {
+        Err(AccountingError::Overflow)
+    }
 }
 
 /// epsilon of a mu-GDP mechanism at `delta`, exactly.
@@ -30,9 +36,16 @@ pub fn mu(segments: &[Segment]) -> Result<f64, AccountingError> {
 pub fn epsilon_upper(mu: f64, delta: f64) -> Result<f64, AccountingError> {
     check_delta(delta)?;
     if !(mu >= 0.0 && mu.is_finite()) {
-        return Err(AccountingError::NotPositive { name: "mu", value: mu });
+        return Err(AccountingError::NotPositive {
+            name: "mu",
+            value: mu,
+        });
     }
-    if mu == 0.0 { Ok(0.0) } else { Ok(gaussian::epsilon_for_mu(mu, delta)? * (1.0 + 1e-12)) }
+    if mu == 0.0 {
+        Ok(0.0)
+    } else {
+        Ok(gaussian::epsilon_for_mu(mu, delta)? * (1.0 + 1e-12))
+    }
 }
 
 /// The central-limit epsilon of subsampled Gaussians (Bu et al. 2020). **Not a bound**: it is too small, by a factor of up to
@@ -50,5 +63,9 @@ pub fn clt_epsilon_underestimate(segments: &[Segment], delta: f64) -> Result<f64
     if !f64::is_finite(total) {
         return Err(AccountingError::Overflow);
     }
-    if total == 0.0 { Ok(0.0) } else { gaussian::epsilon_for_mu(total.sqrt(), delta) }
+    if total == 0.0 {
+        Ok(0.0)
+    } else {
+        gaussian::epsilon_for_mu(total.sqrt(), delta)
+    }
 }

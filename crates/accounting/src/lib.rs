@@ -9,6 +9,9 @@
 //! # Ok::<(), rldp_accounting::AccountingError>(())
 //! ```
 
+// Comparisons are negated on purpose: NaN must land on the refusing side.
+#![allow(clippy::neg_cmp_op_on_partial_ord)]
+
 pub mod adjacency;
 pub mod budget;
 pub mod calibrate;

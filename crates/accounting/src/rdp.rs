@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::AccountingError;
-use crate::segment::{check_delta, merge, Segment};
+use crate::segment::{Segment, check_delta, merge};
 use crate::tilt::Step;
 
 /// Below this noise multiplier subsampling is ignored (the loss is then over 10,000 at one step anyway).
@@ -25,7 +25,11 @@ pub fn rdp(sampling_rate: f64, noise_multiplier: f64, order: f64) -> Result<f64,
         return Err(AccountingError::Order { value: order });
     }
     let value = step_ln_moment(sampling_rate, noise_multiplier, order) / (order - 1.0);
-    if value.is_finite() { Ok(value) } else { Err(AccountingError::Overflow) }
+    if value.is_finite() {
+        Ok(value)
+    } else {
+        Err(AccountingError::Overflow)
+    }
 }
 
 /// ln E_Q[(P/Q)^power] of one step, any 0 <= q <= 1, power > 1 or < 0.
@@ -99,7 +103,12 @@ pub struct RdpAccountant {
 impl Default for RdpAccountant {
     fn default() -> Self {
         let orders = default_orders();
-        Self { totals: vec![0.0; orders.len()], orders, steps: 0, cache: HashMap::new() }
+        Self {
+            totals: vec![0.0; orders.len()],
+            orders,
+            steps: 0,
+            cache: HashMap::new(),
+        }
     }
 }
 
@@ -115,7 +124,12 @@ impl RdpAccountant {
         if let Some(&value) = orders.iter().find(|&&o| !(o > 1.0 && o.is_finite())) {
             return Err(AccountingError::Order { value });
         }
-        Ok(Self { totals: vec![0.0; orders.len()], orders, steps: 0, cache: HashMap::new() })
+        Ok(Self {
+            totals: vec![0.0; orders.len()],
+            orders,
+            steps: 0,
+            cache: HashMap::new(),
+        })
     }
 
     /// Adds a segment.
@@ -123,13 +137,21 @@ impl RdpAccountant {
     /// # Errors
     /// An overflow of steps.
     pub fn compose(&mut self, segment: &Segment) -> Result<(), AccountingError> {
-        let steps = self.steps.checked_add(segment.steps()).ok_or(AccountingError::StepsOverflow)?;
+        let steps = self
+            .steps
+            .checked_add(segment.steps())
+            .ok_or(AccountingError::StepsOverflow)?;
         let (q, sigma) = (segment.sampling_rate(), segment.noise_multiplier());
         let orders = &self.orders;
         let one = self
             .cache
             .entry((q.to_bits(), sigma.to_bits()))
-            .or_insert_with(|| orders.iter().map(|&a| step_ln_moment(q, sigma, a) / (a - 1.0)).collect());
+            .or_insert_with(|| {
+                orders
+                    .iter()
+                    .map(|&a| step_ln_moment(q, sigma, a) / (a - 1.0))
+                    .collect()
+            });
         for (total, step) in self.totals.iter_mut().zip(one.iter()) {
             *total += step * segment.steps() as f64;
         }
@@ -166,7 +188,11 @@ impl RdpAccountant {
             .filter(|(_, total)| total.is_finite())
             .map(|(&order, &total)| RdpEpsilon {
                 // Nothing lost at any order means two equal distributions: epsilon 0, whatever delta.
-                epsilon: if total == 0.0 { 0.0 } else { convert(total, order, ln_delta).max(0.0) },
+                epsilon: if total == 0.0 {
+                    0.0
+                } else {
+                    convert(total, order, ln_delta).max(0.0)
+                },
                 order,
             })
             .min_by(|a, b| a.epsilon.total_cmp(&b.epsilon))
@@ -185,32 +211,49 @@ pub fn epsilon_upper(segments: &[Segment], delta: f64) -> Result<RdpEpsilon, Acc
     check_delta(delta)?;
     let merged = merge(segments)?;
     if merged.iter().all(|s| s.sampling_rate() == 0.0) {
-        return Ok(RdpEpsilon { epsilon: 0.0, order: f64::MAX });
+        return Ok(RdpEpsilon {
+            epsilon: 0.0,
+            order: f64::MAX,
+        });
     }
     let ln_delta = delta.ln();
     let at = |c: f64| {
         let total: f64 = merged
             .iter()
-            .map(|s| s.steps() as f64 * step_ln_moment(s.sampling_rate(), s.noise_multiplier(), c + 1.0))
+            .map(|s| {
+                s.steps() as f64 * step_ln_moment(s.sampling_rate(), s.noise_multiplier(), c + 1.0)
+            })
             .sum();
         let value = convert(total / c, c + 1.0, ln_delta);
         if value.is_nan() { f64::INFINITY } else { value }
     };
     let (c, epsilon) = minimise_over_scale(at, 1.0, 1e-7);
     if epsilon.is_finite() {
-        Ok(RdpEpsilon { epsilon: epsilon.max(0.0), order: c + 1.0 })
+        Ok(RdpEpsilon {
+            epsilon: epsilon.max(0.0),
+            order: c + 1.0,
+        })
     } else {
         Err(AccountingError::Overflow)
     }
 }
 
 /// Minimises over c > 0: a walk by factors of 1.6 from `start`, then golden section in ln c. Any c is a valid answer.
-pub(crate) fn minimise_over_scale(f: impl FnMut(f64) -> f64, start: f64, tolerance: f64) -> (f64, f64) {
+pub(crate) fn minimise_over_scale(
+    f: impl FnMut(f64) -> f64,
+    start: f64,
+    tolerance: f64,
+) -> (f64, f64) {
     minimise_up_to(f, start, tolerance, 1e14)
 }
 
 /// The same, walking no further than `most`.
-pub(crate) fn minimise_up_to(mut f: impl FnMut(f64) -> f64, start: f64, tolerance: f64, most: f64) -> (f64, f64) {
+pub(crate) fn minimise_up_to(
+    mut f: impl FnMut(f64) -> f64,
+    start: f64,
+    tolerance: f64,
+    most: f64,
+) -> (f64, f64) {
     const RATIO: f64 = 1.6;
     let mut best = (start, f(start));
     let mut factor = RATIO;
@@ -235,16 +278,28 @@ pub(crate) fn minimise_up_to(mut f: impl FnMut(f64) -> f64, start: f64, toleranc
             break;
         }
     }
-    let (mut low, mut high) = if next.0 < turned.0 { (next.0, turned.0) } else { (turned.0, next.0) };
+    let (mut low, mut high) = if next.0 < turned.0 {
+        (next.0, turned.0)
+    } else {
+        (turned.0, next.0)
+    };
     const GOLDEN: f64 = 0.381_966_011_250_105_1;
     // Golden section around the known interior point.
     let (mut m, mut fm) = best;
     while (high / low).ln() > tolerance {
         let right = (high / m).ln() > (m / low).ln();
-        let x = if right { m * ((high / m).ln() * GOLDEN).exp() } else { m / ((m / low).ln() * GOLDEN).exp() };
+        let x = if right {
+            m * ((high / m).ln() * GOLDEN).exp()
+        } else {
+            m / ((m / low).ln() * GOLDEN).exp()
+        };
         let fx = f(x);
         if fx < fm {
-            if right { low = m } else { high = m }
+            if right {
+                low = m
+            } else {
+                high = m
+            }
             (m, fm) = (x, fx);
         } else if right {
             high = x;

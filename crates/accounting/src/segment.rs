@@ -31,7 +31,11 @@ impl TryFrom<RawSegment> for Segment {
 
 impl From<Segment> for RawSegment {
     fn from(s: Segment) -> Self {
-        Self { sampling_rate: s.sampling_rate, noise_multiplier: s.noise_multiplier, steps: s.steps }
+        Self {
+            sampling_rate: s.sampling_rate,
+            noise_multiplier: s.noise_multiplier,
+            steps: s.steps,
+        }
     }
 }
 
@@ -40,17 +44,29 @@ impl Segment {
     ///
     /// # Errors
     /// A sampling rate outside [0, 1], a noise multiplier that is not positive and finite, or no steps.
-    pub fn new(sampling_rate: f64, noise_multiplier: f64, steps: u64) -> Result<Self, AccountingError> {
+    pub fn new(
+        sampling_rate: f64,
+        noise_multiplier: f64,
+        steps: u64,
+    ) -> Result<Self, AccountingError> {
         if !(0.0..=1.0).contains(&sampling_rate) {
-            return Err(AccountingError::SamplingRate { value: sampling_rate });
+            return Err(AccountingError::SamplingRate {
+                value: sampling_rate,
+            });
         }
         if !(noise_multiplier > 0.0 && noise_multiplier.is_finite()) {
-            return Err(AccountingError::NoiseMultiplier { value: noise_multiplier });
+            return Err(AccountingError::NoiseMultiplier {
+                value: noise_multiplier,
+            });
         }
         if steps == 0 {
             return Err(AccountingError::ZeroSteps);
         }
-        Ok(Self { sampling_rate, noise_multiplier, steps })
+        Ok(Self {
+            sampling_rate,
+            noise_multiplier,
+            steps,
+        })
     }
 
     /// Probability with which each unit is in the batch.
@@ -81,7 +97,11 @@ impl Segment {
     /// # Errors
     /// The scaled noise multiplier is not positive and finite.
     pub fn scaled(&self, scale: f64) -> Result<Self, AccountingError> {
-        Self::new(self.sampling_rate, self.noise_multiplier * scale, self.steps)
+        Self::new(
+            self.sampling_rate,
+            self.noise_multiplier * scale,
+            self.steps,
+        )
     }
 }
 
@@ -111,7 +131,9 @@ impl PrivacyTarget {
     /// As for [`PrivacyTarget::new`].
     pub fn check(&self) -> Result<(), AccountingError> {
         if !(self.epsilon > 0.0 && self.epsilon.is_finite()) {
-            return Err(AccountingError::Epsilon { value: self.epsilon });
+            return Err(AccountingError::Epsilon {
+                value: self.epsilon,
+            });
         }
         check_delta(self.delta)
     }
@@ -119,12 +141,20 @@ impl PrivacyTarget {
 
 /// Delta must be strictly between 0 and 1.
 pub(crate) fn check_delta(delta: f64) -> Result<(), AccountingError> {
-    if delta > 0.0 && delta < 1.0 { Ok(()) } else { Err(AccountingError::Delta { value: delta }) }
+    if delta > 0.0 && delta < 1.0 {
+        Ok(())
+    } else {
+        Err(AccountingError::Delta { value: delta })
+    }
 }
 
 /// Epsilon must be finite and not negative.
 pub(crate) fn check_epsilon(epsilon: f64) -> Result<(), AccountingError> {
-    if epsilon >= 0.0 && epsilon.is_finite() { Ok(()) } else { Err(AccountingError::Epsilon { value: epsilon }) }
+    if epsilon >= 0.0 && epsilon.is_finite() {
+        Ok(())
+    } else {
+        Err(AccountingError::Epsilon { value: epsilon })
+    }
 }
 
 /// Merges equal mechanisms and sorts, so that neither order nor splitting can change any figure.
@@ -137,15 +167,21 @@ pub fn merge(segments: &[Segment]) -> Result<Vec<Segment>, AccountingError> {
     }
     let mut sorted = segments.to_vec();
     sorted.sort_by(|a, b| {
-        a.sampling_rate.total_cmp(&b.sampling_rate).then(a.noise_multiplier.total_cmp(&b.noise_multiplier))
+        a.sampling_rate
+            .total_cmp(&b.sampling_rate)
+            .then(a.noise_multiplier.total_cmp(&b.noise_multiplier))
     });
     let mut merged: Vec<Segment> = Vec::new();
     for segment in sorted {
         match merged.last_mut() {
             Some(last)
-                if last.sampling_rate == segment.sampling_rate && last.noise_multiplier == segment.noise_multiplier =>
+                if last.sampling_rate == segment.sampling_rate
+                    && last.noise_multiplier == segment.noise_multiplier =>
             {
-                last.steps = last.steps.checked_add(segment.steps).ok_or(AccountingError::StepsOverflow)?;
+                last.steps = last
+                    .steps
+                    .checked_add(segment.steps)
+                    .ok_or(AccountingError::StepsOverflow)?;
             }
             _ => merged.push(segment),
         }

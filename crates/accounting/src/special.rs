@@ -62,7 +62,11 @@ pub(crate) fn gauss_legendre(a: f64, b: f64, f: impl Fn(f64) -> f64) -> f64 {
         (0.973_906_528_517_171_7, 0.066_671_344_308_688_14),
     ];
     let (middle, half) = (0.5 * (a + b), 0.5 * (b - a));
-    NODES.iter().map(|&(x, w)| w * (f(middle - half * x) + f(middle + half * x))).sum::<f64>() * half
+    NODES
+        .iter()
+        .map(|&(x, w)| w * (f(middle - half * x) + f(middle + half * x)))
+        .sum::<f64>()
+        * half
 }
 
 /// ln sqrt(2 pi).

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::error::AccountingError;
 use crate::gdp;
-use crate::pld::{accountant, PldOptions};
+use crate::pld::{PldOptions, accountant};
 use crate::rdp;
 use crate::segment::Segment;
 
@@ -45,17 +45,41 @@ pub fn summary(segments: &[Segment], delta: f64) -> Result<Summary, AccountingEr
     let upper = pld.epsilon_upper(delta)?;
     let lower = pld.epsilon_lower(delta)?.min(upper);
     let mut rows = vec![
-        row("PLD upper", Ok(upper), true, false, "the guarantee for fixed steps or a deck; certified, all numerical errors included"),
-        row("PLD lower", Ok(lower), false, false, "certified: no smaller epsilon is true"),
+        row(
+            "PLD upper",
+            Ok(upper),
+            true,
+            false,
+            "the guarantee for fixed steps or a deck; certified, all numerical errors included",
+        ),
+        row(
+            "PLD lower",
+            Ok(lower),
+            false,
+            false,
+            "certified: no smaller epsilon is true",
+        ),
     ];
     let optimised = rdp::epsilon_upper(segments, delta);
     let note = match &optimised {
-        Ok(best) => format!("valid; the order, {:.4}, was chosen knowing all the steps", best.order),
+        Ok(best) => format!(
+            "valid; the order, {:.4}, was chosen knowing all the steps",
+            best.order
+        ),
         Err(_) => String::new(),
     };
-    rows.push(row("RDP, best order", optimised.map(|b| b.epsilon), true, false, &note));
+    rows.push(row(
+        "RDP, best order",
+        optimised.map(|b| b.epsilon),
+        true,
+        false,
+        &note,
+    ));
     let mut grid = rdp::RdpAccountant::default();
-    let composed = segments.iter().try_for_each(|s| grid.compose(s)).and_then(|()| grid.epsilon_upper(delta));
+    let composed = segments
+        .iter()
+        .try_for_each(|s| grid.compose(s))
+        .and_then(|()| grid.epsilon_upper(delta));
     let note = match &composed {
         Ok(best) => format!(
             "valid over a grid of orders; with the order fixed in advance (here {:.4}) also under adaptive noise, as a filter",
@@ -63,9 +87,21 @@ pub fn summary(segments: &[Segment], delta: f64) -> Result<Summary, AccountingEr
         ),
         Err(_) => String::new(),
     };
-    rows.push(row("RDP, fixed order (filter)", composed.map(|b| b.epsilon), true, true, &note));
+    rows.push(row(
+        "RDP, fixed order (filter)",
+        composed.map(|b| b.epsilon),
+        true,
+        true,
+        &note,
+    ));
     let exact = gdp::mu(segments).and_then(|mu| gdp::epsilon_upper(mu, delta));
-    rows.push(row("GDP, exact", exact, true, true, "exact without subsampling; also as a filter"));
+    rows.push(row(
+        "GDP, exact",
+        exact,
+        true,
+        true,
+        "exact without subsampling; also as a filter",
+    ));
     rows.push(row(
         "GDP-CLT, underestimates",
         gdp::clt_epsilon_underestimate(segments, delta),
@@ -73,7 +109,11 @@ pub fn summary(segments: &[Segment], delta: f64) -> Result<Summary, AccountingEr
         false,
         "NOT a bound: a central-limit approximation that is too small; for comparison with other software only",
     ));
-    Ok(Summary { segments: segments.to_vec(), delta, rows })
+    Ok(Summary {
+        segments: segments.to_vec(),
+        delta,
+        rows,
+    })
 }
 
 fn row(
@@ -84,14 +124,30 @@ fn row(
     note: &str,
 ) -> Row {
     match epsilon {
-        Ok(e) => Row { accountant, epsilon: Some(e), certified, adaptive, note: note.to_string() },
-        Err(error) => Row { accountant, epsilon: None, certified: false, adaptive: false, note: error.to_string() },
+        Ok(e) => Row {
+            accountant,
+            epsilon: Some(e),
+            certified,
+            adaptive,
+            note: note.to_string(),
+        },
+        Err(error) => Row {
+            accountant,
+            epsilon: None,
+            certified: false,
+            adaptive: false,
+            note: error.to_string(),
+        },
     }
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<26} {:>14}  {:<9} {:<8}  note", "accountant", "epsilon", "certified", "adaptive")?;
+        writeln!(
+            f,
+            "{:<26} {:>14}  {:<9} {:<8}  note",
+            "accountant", "epsilon", "certified", "adaptive"
+        )?;
         for r in &self.rows {
             let epsilon = r.epsilon.map_or("-".to_string(), |e| format!("{e:.6}"));
             let yes = |b: bool| if b { "yes" } else { "no" };

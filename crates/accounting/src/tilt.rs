@@ -38,7 +38,11 @@ pub(crate) struct Step {
 impl Step {
     /// A step without a cut.
     pub fn new(q: f64, sigma: f64) -> Self {
-        Self { q, sigma, cut: None }
+        Self {
+            q,
+            sigma,
+            cut: None,
+        }
     }
 
     /// The same step, cut so that it is bad with probability at most about `bad` in the remove direction.
@@ -52,8 +56,18 @@ impl Step {
         let knee = s2 * -self.q.ln() + 0.5;
         let power = 40.0 / self.ln_ratio(x).max(1e-300);
         let narrow = (s2 * (knee - x).max(0.0) / power).sqrt();
-        let width = if knee > x { narrow.min(0.08 * self.sigma) } else { 0.08 * self.sigma };
-        Self { cut: Some(Cut { place: x, width: width.max(2e-3 * self.sigma) }), ..self }
+        let width = if knee > x {
+            narrow.min(0.08 * self.sigma)
+        } else {
+            0.08 * self.sigma
+        };
+        Self {
+            cut: Some(Cut {
+                place: x,
+                width: width.max(2e-3 * self.sigma),
+            }),
+            ..self
+        }
     }
 
     /// Probability of a bad outcome under the mixture and under the plain Gaussian.
@@ -84,7 +98,10 @@ impl Step {
     /// Growth of the Gaussian and of chi off the real axis is exp(this theta^2) at x + i theta sigma^2.
     fn curvature(&self) -> f64 {
         let s2 = self.sigma * self.sigma;
-        0.5 * s2 + self.cut.map_or(0.0, |cut| 0.5 * s2 * s2 / (cut.width * cut.width))
+        0.5 * s2
+            + self
+                .cut
+                .map_or(0.0, |cut| 0.5 * s2 * s2 / (cut.width * cut.width))
     }
 
     /// ln r(x), the remove direction's privacy loss at x.
@@ -107,7 +124,11 @@ impl Step {
         if scaled <= -1.0 {
             return f64::NEG_INFINITY;
         }
-        let z = if y > 500.0 { y - self.q.ln() } else { scaled.ln_1p() };
+        let z = if y > 500.0 {
+            y - self.q.ln()
+        } else {
+            scaled.ln_1p()
+        };
         self.sigma * self.sigma * z + 0.5
     }
 
@@ -131,11 +152,20 @@ impl Step {
             let z = (2.0 * a - 1.0) / (2.0 * s2);
             let posterior = (self.q.ln() + z - self.ln_ratio(a)).exp();
             let rate = (power + t * theta) * posterior / s2;
-            let step = (0.1 * self.sigma).min(0.7 / (rate + 1e-300)).max(1e-3 * self.sigma);
+            let step = (0.1 * self.sigma)
+                .min(0.7 / (rate + 1e-300))
+                .max(1e-3 * self.sigma);
             let b = (a + step).min(high);
-            let nearest = if a > 0.0 { a } else if b < 0.0 { b } else { 0.0 };
+            let nearest = if a > 0.0 {
+                a
+            } else if b < 0.0 {
+                b
+            } else {
+                0.0
+            };
             let z_b = (2.0 * b - 1.0) / (2.0 * s2);
-            let top = power * self.ln_ratio(b) + t * angle(z_b) - nearest * nearest / (2.0 * s2) + self.ln_kept(a);
+            let top = power * self.ln_ratio(b) + t * angle(z_b) - nearest * nearest / (2.0 * s2)
+                + self.ln_kept(a);
             total += (top + offset).exp() * (b - a);
             // Past the cut the fall is faster than anything can grow, once it is deep enough.
             if a > self.cut.map_or(high, |c| c.place) && top + offset < -120.0 - 3.0 * t * theta {
@@ -175,7 +205,11 @@ impl Step {
     fn angles(&self, t: f64) -> impl Iterator<Item = f64> {
         let (start, ratio, count) = match self.cut {
             // Each costs an integral here: few, around the best for frequency 0.
-            Some(_) if t > 0.0 => ((2.0 * ACCURACY_NATS / self.curvature()).sqrt().min(2.0), 0.5, 4),
+            Some(_) if t > 0.0 => (
+                (2.0 * ACCURACY_NATS / self.curvature()).sqrt().min(2.0),
+                0.5,
+                4,
+            ),
             _ => (3.1, 0.62, 26),
         };
         (0..count).map(move |i| start * f64::powi(ratio, i))
@@ -183,7 +217,11 @@ impl Step {
 
     /// Interval outside which the integrand of this power carries less than about 1e-20 of the integral.
     fn range(&self, power: f64, second_moment: bool) -> (f64, f64) {
-        let top = if second_moment { power.max(2.0) } else { power.max(0.0) };
+        let top = if second_moment {
+            power.max(2.0)
+        } else {
+            power.max(0.0)
+        };
         let low = power.min(0.0) - TAIL_SIGMAS * self.sigma;
         let mut high = top + TAIL_SIGMAS * self.sigma;
         if let Some(cut) = self.cut {
@@ -209,7 +247,13 @@ impl Step {
             true,
             h,
             |x, y| ln_excess(power, y) - x * x * inverse + self.ln_kept(x),
-            |lift| if lift > constant { lift + (constant - lift).exp().ln_1p() } else { constant + (lift - constant).exp().ln_1p() },
+            |lift| {
+                if lift > constant {
+                    lift + (constant - lift).exp().ln_1p()
+                } else {
+                    constant + (lift - constant).exp().ln_1p()
+                }
+            },
             |_, _, term| {
                 if term > peak {
                     sum = sum * (peak - term).exp() + 1.0;
@@ -269,9 +313,16 @@ impl Step {
             let end = (k + length - 1).min(last);
             let (a, b) = (k as f64 * h, end as f64 * h);
             let steep = if power > 0.0 { b } else { a };
-            let nearest = if a > 0.0 { a } else if b < 0.0 { b } else { 0.0 };
+            let nearest = if a > 0.0 {
+                a
+            } else if b < 0.0 {
+                b
+            } else {
+                0.0
+            };
             // r^p is monotone in x, the Gaussian factor peaks at the point nearest to 0, chi falls.
-            let bound = cap(power * self.ln_ratio(steep)) - nearest * nearest * inverse + self.ln_kept(a);
+            let bound =
+                cap(power * self.ln_ratio(steep)) - nearest * nearest * inverse + self.ln_kept(a);
             if bound < cut {
                 k = end + 1;
                 length *= 2;
@@ -289,8 +340,10 @@ impl Step {
         let h = self.spacing(power, ln_moment, t);
         let inverse = 1.0 / (2.0 * self.sigma * self.sigma);
         let offset = (h / self.sigma).ln() - ln_sqrt_two_pi() - ln_moment;
-        let mut nodes = Tilted::default();
-        nodes.spacing = h;
+        let mut nodes = Tilted {
+            spacing: h,
+            ..Tilted::default()
+        };
         let (mut dropped, mut roundings, mut slope, mut centre) = (0.0, 0.0, 0.0, 0.0);
         self.visit(
             power,
@@ -312,7 +365,10 @@ impl Step {
             },
         );
         // Ends beyond the range: below 1e-20 by its choice. Blocks skipped: below e^-60.
-        nodes.fixed_error = dropped + 4.0 * UNIT * roundings + 2e-19 + UNIT * (200.0 + nodes.losses.len() as f64 / 8.0);
+        nodes.fixed_error = dropped
+            + 4.0 * UNIT * roundings
+            + 2e-19
+            + UNIT * (200.0 + nodes.losses.len() as f64 / 8.0);
         nodes.slope_error = 4.0 * UNIT * slope;
         nodes.centre = centre;
         nodes.set_moments();
@@ -343,14 +399,32 @@ impl Step {
             let b = (a + (0.02 * self.sigma).min(0.1 / rate).max(2e-3 * self.sigma)).min(high);
             let y_b = self.ln_ratio(b);
             let post_b = ln_posterior(b, y_b);
-            let nearest = if a > 0.0 { a } else if b < 0.0 { b } else { 0.0 };
-            let lift = if power > 0.0 { power * y_b } else { power * y_a };
+            let nearest = if a > 0.0 {
+                a
+            } else if b < 0.0 {
+                b
+            } else {
+                0.0
+            };
+            let lift = if power > 0.0 {
+                power * y_b
+            } else {
+                power * y_a
+            };
             let top = lift - nearest * nearest / (2.0 * s2) - post_a + self.ln_kept(a) + offset;
-            let (w_low, w_high) = if power > -1.0 { (post_a.exp(), post_b.exp()) } else { (post_b.exp(), post_a.exp()) };
+            let (w_low, w_high) = if power > -1.0 {
+                (post_a.exp(), post_b.exp())
+            } else {
+                (post_b.exp(), post_a.exp())
+            };
             let fall = self.cut.map_or(0.0, |cut| {
                 // -(ln chi)' is the hazard, at most (u + sqrt(u^2 + 4)) / 2 in units of the width.
                 let u = (b - cut.place) / cut.width;
-                if u < -9.0 { 1e-15 } else { 0.5 * (u + (u * u + 4.0).sqrt()) / cut.width }
+                if u < -9.0 {
+                    1e-15
+                } else {
+                    0.5 * (u + (u * u + 4.0).sqrt()) / cut.width
+                }
             });
             let rise = ((power + 1.0) * w_high - 1.0 - a) / s2;
             let drop = ((power + 1.0) * w_low - 1.0 - b) / s2 - fall;
@@ -358,7 +432,9 @@ impl Step {
             (a, y_a, post_a) = (b, y_b, post_b);
         }
         // Beyond both ends the density is monotone and tiny.
-        let end = |x: f64, y: f64| (power * y - x * x / (2.0 * s2) - ln_posterior(x, y) + self.ln_kept(x) + offset).exp();
+        let end = |x: f64, y: f64| {
+            (power * y - x * x / (2.0 * s2) - ln_posterior(x, y) + self.ln_kept(x) + offset).exp()
+        };
         (total + end(low, self.ln_ratio(low)) + end(high, self.ln_ratio(high))) * (1.0 + 1e-9)
     }
 
@@ -388,11 +464,19 @@ impl Step {
                 let (mut left, mut y_left) = (a, y_a);
                 for i in 1..=pieces {
                     let right = if i == pieces { b } else { a + width * i as f64 };
-                    let y_right = if i == pieces { y_b } else { self.ln_ratio(right) };
+                    let y_right = if i == pieces {
+                        y_b
+                    } else {
+                        self.ln_ratio(right)
+                    };
                     // Density of the loss = density of x / (dy/dx), dy/dx = posterior / sigma^2, increasing in x.
                     let z_right = (2.0 * right - 1.0) / (2.0 * s2);
                     let ln_slope = self.q.ln() + z_right - y_right - s2.ln();
-                    let lift = if power > 0.0 { power * y_left } else { power * y_right };
+                    let lift = if power > 0.0 {
+                        power * y_left
+                    } else {
+                        power * y_right
+                    };
                     let square = (left * left).max(right * right);
                     floor = floor.min(lift - square / (2.0 * s2) - ln_slope + self.ln_kept(right));
                     left = right;
@@ -445,7 +529,8 @@ impl Tilted {
         weights.resize(padded, 0.0);
         let mut losses = self.losses.clone();
         losses.resize(padded, 0.0);
-        let (step_im, step_re): (Vec<f64>, Vec<f64>) = losses.iter().map(|y| (y * delta).sin_cos()).unzip();
+        let (step_im, step_re): (Vec<f64>, Vec<f64>) =
+            losses.iter().map(|y| (y * delta).sin_cos()).unzip();
         let (mut re, mut im) = (weights.clone(), vec![0.0; padded]);
         let mut out = Vec::with_capacity(count);
         for j in 0..count {
@@ -502,5 +587,9 @@ fn ln_excess(power: f64, y: f64) -> f64 {
 
 /// Growth of |r(x + i theta sigma^2)|^p over r(x)^p for a negative power: at most cos(theta/2)^p.
 fn corner(power: f64, theta: f64) -> f64 {
-    if power < 0.0 { power * (0.5 * theta).cos().ln() } else { 0.0 }
+    if power < 0.0 {
+        power * (0.5 * theta).cos().ln()
+    } else {
+        0.0
+    }
 }

@@ -24,11 +24,17 @@ pub fn advantage_upper(epsilon: f64, delta: f64) -> Result<f64, AccountingError>
 ///
 /// # Errors
 /// Bad epsilon or delta, or a rate outside [0, 1].
-pub fn false_negative_rate_lower(false_positive_rate: f64, epsilon: f64, delta: f64) -> Result<f64, AccountingError> {
+pub fn false_negative_rate_lower(
+    false_positive_rate: f64,
+    epsilon: f64,
+    delta: f64,
+) -> Result<f64, AccountingError> {
     check(epsilon, delta)?;
     check_rate(false_positive_rate)?;
     let a = false_positive_rate;
-    Ok((1.0 - delta - epsilon.exp() * a).max((-epsilon).exp() * (1.0 - delta - a)).max(0.0))
+    Ok((1.0 - delta - epsilon.exp() * a)
+        .max((-epsilon).exp() * (1.0 - delta - a))
+        .max(0.0))
 }
 
 /// The smallest possible probability of error of an attacker whose prior of membership is `prior`.
@@ -42,7 +48,10 @@ pub fn bayes_risk_lower(prior: f64, epsilon: f64, delta: f64) -> Result<f64, Acc
     let knee = (1.0 - delta) / (1.0 + epsilon.exp());
     let risk = |fpr: f64, fnr: f64| (1.0 - prior) * fpr + prior * fnr;
     let corners = [(0.0, 1.0 - delta), (knee, knee), (1.0 - delta, 0.0)];
-    Ok(corners.iter().map(|&(a, b)| risk(a, b)).fold(f64::INFINITY, f64::min))
+    Ok(corners
+        .iter()
+        .map(|&(a, b)| risk(a, b))
+        .fold(f64::INFINITY, f64::min))
 }
 
 /// What an attacker can gain from a composition, from its whole privacy curve: tighter than any one (epsilon, delta).
@@ -66,7 +75,10 @@ pub struct AttackerView {
 ///
 /// # Errors
 /// As for [`PldAccountant::delta_upper`].
-pub fn attacker_view(accountant: &PldAccountant, epsilons: &[f64]) -> Result<AttackerView, AccountingError> {
+pub fn attacker_view(
+    accountant: &PldAccountant,
+    epsilons: &[f64],
+) -> Result<AttackerView, AccountingError> {
     let advantage_upper = accountant.delta_upper(0.0)?;
     let mut privacy_curve = vec![(0.0, advantage_upper)];
     for &epsilon in epsilons {
@@ -77,10 +89,18 @@ pub fn attacker_view(accountant: &PldAccountant, epsilons: &[f64]) -> Result<Att
     privacy_curve.sort_by(|a, b| a.0.total_cmp(&b.0));
     let mut trade_off = Vec::new();
     let decades = (-60..0).map(|i| 10f64.powf(f64::from(i) / 10.0));
-    for rate in std::iter::once(0.0).chain(decades).chain((2..=10).map(|i| f64::from(i) / 10.0)) {
+    for rate in std::iter::once(0.0)
+        .chain(decades)
+        .chain((2..=10).map(|i| f64::from(i) / 10.0))
+    {
         trade_off.push((rate, lower_envelope(&privacy_curve, rate)));
     }
-    Ok(AttackerView { privacy_curve, advantage_upper, bayes_risk_lower: 0.5 * (1.0 - advantage_upper), trade_off })
+    Ok(AttackerView {
+        privacy_curve,
+        advantage_upper,
+        bayes_risk_lower: 0.5 * (1.0 - advantage_upper),
+        trade_off,
+    })
 }
 
 fn lower_envelope(curve: &[(f64, f64)], rate: f64) -> f64 {
@@ -92,9 +112,20 @@ fn lower_envelope(curve: &[(f64, f64)], rate: f64) -> f64 {
 
 fn check(epsilon: f64, delta: f64) -> Result<(), AccountingError> {
     check_epsilon(epsilon)?;
-    if delta == 0.0 { Ok(()) } else { check_delta(delta) }
+    if delta == 0.0 {
+        Ok(())
+    } else {
+        check_delta(delta)
+    }
 }
 
 fn check_rate(value: f64) -> Result<(), AccountingError> {
-    if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(AccountingError::NotPositive { name: "a rate in [0, 1]", value }) }
+    if (0.0..=1.0).contains(&value) {
+        Ok(())
+    } else {
+        Err(AccountingError::NotPositive {
+            name: "a rate in [0, 1]",
+            value,
+        })
+    }
 }

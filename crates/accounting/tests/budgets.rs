@@ -3,34 +3,59 @@
 
 use proptest::prelude::*;
 use rldp_accounting::budget::{Deck, GdpFilter, Odometer, RenyiFilter};
-use rldp_accounting::{epsilon_upper, gaussian, rdp, AccountingError, PrivacyTarget, Segment};
+use rldp_accounting::{AccountingError, PrivacyTarget, Segment, epsilon_upper, gaussian, rdp};
 
 /// A finite pair (P, Q) on three outcomes.
 type Pair = [(f64, f64); 3];
 
 fn pair() -> impl Strategy<Value = Pair> {
-    ([0.05..1.0f64, 0.05..1.0, 0.05..1.0], [0.05..1.0f64, 0.05..1.0, 0.05..1.0]).prop_map(|(p, q)| {
-        let (a, b): (f64, f64) = (p.iter().sum(), q.iter().sum());
-        [(p[0] / a, q[0] / b), (p[1] / a, q[1] / b), (p[2] / a, q[2] / b)]
-    })
+    (
+        [0.05..1.0f64, 0.05..1.0, 0.05..1.0],
+        [0.05..1.0f64, 0.05..1.0, 0.05..1.0],
+    )
+        .prop_map(|(p, q)| {
+            let (a, b): (f64, f64) = (p.iter().sum(), q.iter().sum());
+            [
+                (p[0] / a, q[0] / b),
+                (p[1] / a, q[1] / b),
+                (p[2] / a, q[2] / b),
+            ]
+        })
 }
 
 /// All (P, Q) masses of complete plays: the next card depends on the outputs so far through a hash, and so does stopping.
-fn play(cards: &[Pair], seed: u64, stops: bool, path: u64, mass: (f64, f64), out: &mut Vec<(f64, f64)>) {
+fn play(
+    cards: &[Pair],
+    seed: u64,
+    stops: bool,
+    path: u64,
+    mass: (f64, f64),
+    out: &mut Vec<(f64, f64)>,
+) {
     let choice = (path ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
-    if cards.is_empty() || (stops && choice % 4 == 0) {
+    if cards.is_empty() || (stops && choice.is_multiple_of(4)) {
         out.push(mass);
         return;
     }
     let mut rest = cards.to_vec();
     let card = rest.remove((choice / 4) as usize % cards.len());
     for (i, (p, q)) in card.iter().enumerate() {
-        play(&rest, seed, stops, path * 5 + i as u64 + 1, (mass.0 * p, mass.1 * q), out);
+        play(
+            &rest,
+            seed,
+            stops,
+            path * 5 + i as u64 + 1,
+            (mass.0 * p, mass.1 * q),
+            out,
+        );
     }
 }
 
 fn hockey_stick(masses: &[(f64, f64)], epsilon: f64) -> f64 {
-    masses.iter().map(|(p, q)| (p - epsilon.exp() * q).max(0.0)).sum()
+    masses
+        .iter()
+        .map(|(p, q)| (p - epsilon.exp() * q).max(0.0))
+        .sum()
 }
 
 proptest! {
@@ -121,14 +146,24 @@ proptest! {
 
 #[test]
 fn a_deck_runs_out() {
-    let mut deck = Deck::new(vec![Segment::new(0.1, 1.0, 2).unwrap(), Segment::new(0.1, 2.0, 1).unwrap()]).unwrap();
+    let mut deck = Deck::new(vec![
+        Segment::new(0.1, 1.0, 2).unwrap(),
+        Segment::new(0.1, 2.0, 1).unwrap(),
+    ])
+    .unwrap();
     let whole = deck.epsilon_upper(1e-5).unwrap();
     assert_eq!(deck.nearest(1.9), Some(1));
     let card = deck.play(1).unwrap();
     assert_eq!((card.sampling_rate, card.noise_multiplier), (0.1, 2.0));
-    assert_eq!(deck.play(1), Err(AccountingError::DeckExhausted { card: 1 }));
+    assert_eq!(
+        deck.play(1),
+        Err(AccountingError::DeckExhausted { card: 1 })
+    );
     assert_eq!(deck.nearest(1.9), Some(0));
-    assert_eq!(deck.play(7), Err(AccountingError::NoSuchCard { card: 7, cards: 2 }));
+    assert_eq!(
+        deck.play(7),
+        Err(AccountingError::NoSuchCard { card: 7, cards: 2 })
+    );
     deck.play(0).unwrap();
     deck.play(0).unwrap();
     assert_eq!(deck.remaining(), [0, 0]);
@@ -142,11 +177,19 @@ fn a_filter_keeps_to_its_registration() {
     let target = PrivacyTarget::new(4.0, 1e-5).unwrap();
     let mut filter = RenyiFilter::new(target, 0.05, 1.0, 2.0).unwrap();
     let step = |q, sigma| Segment::new(q, sigma, 1).unwrap();
-    assert!(matches!(filter.spend(&step(0.06, 1.5)), Err(AccountingError::SamplingRateChanged { .. })));
-    assert!(matches!(filter.spend(&step(0.05, 0.99)), Err(AccountingError::OutsideRange { .. })));
+    assert!(matches!(
+        filter.spend(&step(0.06, 1.5)),
+        Err(AccountingError::SamplingRateChanged { .. })
+    ));
+    assert!(matches!(
+        filter.spend(&step(0.05, 0.99)),
+        Err(AccountingError::OutsideRange { .. })
+    ));
     assert_eq!(filter.spent(), 0.0);
     let left = filter.steps_left(1.0);
-    filter.spend(&Segment::new(0.05, 1.0, left).unwrap()).unwrap();
+    filter
+        .spend(&Segment::new(0.05, 1.0, left).unwrap())
+        .unwrap();
     assert!(!filter.would_allow(&step(0.05, 1.0)));
     // At the floor it allows what the best RDP order allows, within its optimisation.
     let best = rdp::epsilon_upper(&[Segment::new(0.05, 1.0, left + 1).unwrap()], 1e-5).unwrap();

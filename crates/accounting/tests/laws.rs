@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use proptest::prelude::*;
-use rldp_accounting::effective::{effective_noise_multiplier, split, Composite};
+use rldp_accounting::effective::{Composite, effective_noise_multiplier, split};
 use rldp_accounting::pld::{self, PldAccountant, PldOptions};
-use rldp_accounting::{calibrate, epsilon_lower, epsilon_upper, gaussian, gdp, rdp, views, PrivacyTarget, Segment};
+use rldp_accounting::{
+    PrivacyTarget, Segment, calibrate, epsilon_lower, epsilon_upper, gaussian, gdp, rdp, views,
+};
 
 /// Bounds may be this far off the truth.
 const SLACK: f64 = 1.2e-3;
@@ -167,11 +169,19 @@ proptest! {
 /// One step with two groups, integrated over the plane, against the closed form at the effective noise multiplier.
 #[test]
 fn groups_are_one_gaussian() {
-    for (q, a, b, epsilon) in [(0.2f64, 1.0f64, 1.5f64, 0.3f64), (0.5, 2.0, 0.9, 0.1), (1.0, 1.3, 1.3, 0.5)] {
+    for (q, a, b, epsilon) in [
+        (0.2f64, 1.0f64, 1.5f64, 0.3f64),
+        (0.5, 2.0, 0.9, 0.1),
+        (1.0, 1.3, 1.3, 0.5),
+    ] {
         let grid = 1600;
         let (mut remove, mut add) = (0.0, 0.0);
-        let axis = |sigma: f64, i: usize| -9.0 * sigma + (1.0 + 18.0 * sigma) * (i as f64 + 0.5) / grid as f64;
-        let normal = |x: f64, m: f64, s: f64| (-(x - m).powi(2) / (2.0 * s * s)).exp() / (s * (2.0 * std::f64::consts::PI).sqrt());
+        let axis = |sigma: f64, i: usize| {
+            -9.0 * sigma + (1.0 + 18.0 * sigma) * (i as f64 + 0.5) / grid as f64
+        };
+        let normal = |x: f64, m: f64, s: f64| {
+            (-(x - m).powi(2) / (2.0 * s * s)).exp() / (s * (2.0 * std::f64::consts::PI).sqrt())
+        };
         let cell = (1.0 + 18.0 * a) * (1.0 + 18.0 * b) / (grid * grid) as f64;
         for i in 0..grid {
             let x = axis(a, i);

@@ -39,7 +39,9 @@ impl Deck {
         }
         let mut total = 0u64;
         for card in &cards {
-            total = total.checked_add(card.steps()).ok_or(AccountingError::StepsOverflow)?;
+            total = total
+                .checked_add(card.steps())
+                .ok_or(AccountingError::StepsOverflow)?;
         }
         let remaining = cards.iter().map(Segment::steps).collect();
         Ok(Self { cards, remaining })
@@ -52,8 +54,14 @@ impl Deck {
     pub fn play(&mut self, index: usize) -> Result<Card, AccountingError> {
         let card = *self.card(index)?;
         let left = &mut self.remaining[index];
-        *left = left.checked_sub(1).ok_or(AccountingError::DeckExhausted { card: index })?;
-        Ok(Card { index, sampling_rate: card.sampling_rate(), noise_multiplier: card.noise_multiplier() })
+        *left = left
+            .checked_sub(1)
+            .ok_or(AccountingError::DeckExhausted { card: index })?;
+        Ok(Card {
+            index,
+            sampling_rate: card.sampling_rate(),
+            noise_multiplier: card.noise_multiplier(),
+        })
     }
 
     /// The kind of card at an index, with its full count.
@@ -61,7 +69,10 @@ impl Deck {
     /// # Errors
     /// No such kind.
     pub fn card(&self, index: usize) -> Result<&Segment, AccountingError> {
-        self.cards.get(index).ok_or(AccountingError::NoSuchCard { card: index, cards: self.cards.len() })
+        self.cards.get(index).ok_or(AccountingError::NoSuchCard {
+            card: index,
+            cards: self.cards.len(),
+        })
     }
 
     /// How many cards of each kind are left.
@@ -90,7 +101,11 @@ impl Deck {
 
     /// The kind whose noise multiplier is nearest (in ratio) to `noise_multiplier` among those left.
     pub fn nearest(&self, noise_multiplier: f64) -> Option<usize> {
-        let distance = |i: usize| (self.cards[i].noise_multiplier() / noise_multiplier).ln().abs();
+        let distance = |i: usize| {
+            (self.cards[i].noise_multiplier() / noise_multiplier)
+                .ln()
+                .abs()
+        };
         (0..self.cards.len())
             .filter(|&i| self.remaining[i] > 0)
             .min_by(|&a, &b| distance(a).total_cmp(&distance(b)))

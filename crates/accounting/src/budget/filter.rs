@@ -41,7 +41,11 @@ impl RenyiFilter {
         Segment::new(sampling_rate, floor, 1)?;
         Segment::new(sampling_rate, ceiling, 1)?;
         if floor > ceiling {
-            return Err(AccountingError::OutsideRange { value: floor, floor, ceiling });
+            return Err(AccountingError::OutsideRange {
+                value: floor,
+                floor,
+                ceiling,
+            });
         }
         if sampling_rate == 0.0 {
             return Err(AccountingError::SamplingRate { value: 0.0 });
@@ -49,7 +53,11 @@ impl RenyiFilter {
         // Steps affordable at the floor, as a function of the order; minimise its inverse.
         let cost = |c: f64| {
             let budget = rdp_budget(&target, c + 1.0);
-            if budget <= 0.0 { f64::INFINITY } else { step_ln_moment(sampling_rate, floor, c + 1.0) / c / budget }
+            if budget <= 0.0 {
+                f64::INFINITY
+            } else {
+                step_ln_moment(sampling_rate, floor, c + 1.0) / c / budget
+            }
         };
         // Start where the budget is positive: the conversion's constant is about ln(1/delta) / c.
         let start = 2.0 * (-target.delta.ln() + 1.0) / target.epsilon;
@@ -93,7 +101,16 @@ impl RenyiFilter {
                 delta: target.delta,
             });
         }
-        Ok(Self { target, sampling_rate, floor, ceiling, order, budget, spent: 0.0, steps: 0 })
+        Ok(Self {
+            target,
+            sampling_rate,
+            floor,
+            ceiling,
+            order,
+            budget,
+            spent: 0.0,
+            steps: 0,
+        })
     }
 
     /// Whether the steps may be taken.
@@ -120,23 +137,37 @@ impl RenyiFilter {
         }
         let (value, floor, ceiling) = (segment.noise_multiplier(), self.floor, self.ceiling);
         if !(floor..=ceiling).contains(&value) {
-            return Err(AccountingError::OutsideRange { value, floor, ceiling });
+            return Err(AccountingError::OutsideRange {
+                value,
+                floor,
+                ceiling,
+            });
         }
-        self.steps.checked_add(segment.steps()).ok_or(AccountingError::StepsOverflow)?;
+        self.steps
+            .checked_add(segment.steps())
+            .ok_or(AccountingError::StepsOverflow)?;
         let proposed = self.cost(segment);
         // Sums are nudged upwards, so that rounding can only refuse.
         let after = (self.spent + proposed) * (1.0 + f64::EPSILON);
         if after <= self.budget {
             Ok(after)
         } else {
-            Err(AccountingError::BudgetExceeded { spent: self.spent, proposed, budget: self.budget })
+            Err(AccountingError::BudgetExceeded {
+                spent: self.spent,
+                proposed,
+                budget: self.budget,
+            })
         }
     }
 
     /// RDP of these steps at the filter's order.
     pub fn cost(&self, segment: &Segment) -> f64 {
         let c = self.order - 1.0;
-        let one = step_ln_moment(segment.sampling_rate(), segment.noise_multiplier(), self.order) / c;
+        let one = step_ln_moment(
+            segment.sampling_rate(),
+            segment.noise_multiplier(),
+            self.order,
+        ) / c;
         one * (1.0 + 1e-12) * segment.steps() as f64
     }
 
@@ -177,11 +208,15 @@ impl RenyiFilter {
 
     /// How many more steps at this noise multiplier would be accepted.
     pub fn steps_left(&self, noise_multiplier: f64) -> u64 {
-        let Ok(one) = Segment::new(self.sampling_rate, noise_multiplier, 1) else { return 0 };
+        let Ok(one) = Segment::new(self.sampling_rate, noise_multiplier, 1) else {
+            return 0;
+        };
         if !self.would_allow(&one) {
             return 0;
         }
-        let mut steps = ((self.budget - self.spent) / self.cost(&one)).floor().max(1.0) as u64;
+        let mut steps = ((self.budget - self.spent) / self.cost(&one))
+            .floor()
+            .max(1.0) as u64;
         while steps > 1 && !one.with_steps(steps).is_ok_and(|s| self.would_allow(&s)) {
             steps -= 1;
         }
@@ -192,7 +227,11 @@ impl RenyiFilter {
     ///
     /// Reported when the run is over; stopping early on it is fine, spending on past the target is not.
     pub fn epsilon_spent(&self) -> f64 {
-        if self.spent == 0.0 { 0.0 } else { convert(self.spent, self.order, self.target.delta.ln()).max(0.0) }
+        if self.spent == 0.0 {
+            0.0
+        } else {
+            convert(self.spent, self.order, self.target.delta.ln()).max(0.0)
+        }
     }
 }
 
@@ -222,7 +261,11 @@ impl GdpFilter {
     pub fn new(target: PrivacyTarget) -> Result<Self, AccountingError> {
         target.check()?;
         let sigma = gaussian::sigma_for(target.epsilon, target.delta)?;
-        Ok(Self { target, budget: (1.0 - 1e-12) / (sigma * sigma), spent: 0.0 })
+        Ok(Self {
+            target,
+            budget: (1.0 - 1e-12) / (sigma * sigma),
+            spent: 0.0,
+        })
     }
 
     /// Whether the queries may be asked.
@@ -241,14 +284,20 @@ impl GdpFilter {
 
     fn test(&self, segment: &Segment) -> Result<f64, AccountingError> {
         if segment.sampling_rate() != 1.0 {
-            return Err(AccountingError::Subsampled { sampling_rate: segment.sampling_rate() });
+            return Err(AccountingError::Subsampled {
+                sampling_rate: segment.sampling_rate(),
+            });
         }
         let proposed = segment.steps() as f64 / segment.noise_multiplier().powi(2);
         let after = (self.spent + proposed) * (1.0 + f64::EPSILON);
         if after <= self.budget {
             Ok(after)
         } else {
-            Err(AccountingError::BudgetExceeded { spent: self.spent, proposed, budget: self.budget })
+            Err(AccountingError::BudgetExceeded {
+                spent: self.spent,
+                proposed,
+                budget: self.budget,
+            })
         }
     }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::AccountingError;
 use crate::rdp::{convert, step_ln_moment};
-use crate::segment::{check_delta, Segment};
+use crate::segment::{Segment, check_delta};
 
 /// A Renyi odometer at one order (Lecuyer 2021): filters of doubling budget stand behind each other, the k-th at
 /// delta / (k (k + 1)), and what is reported is the guarantee of the first that has not overflowed.
@@ -31,15 +31,28 @@ impl Odometer {
             return Err(AccountingError::Order { value: order });
         }
         if !(unit > 0.0 && unit.is_finite()) {
-            return Err(AccountingError::NotPositive { name: "the odometer's unit", value: unit });
+            return Err(AccountingError::NotPositive {
+                name: "the odometer's unit",
+                value: unit,
+            });
         }
-        Ok(Self { delta, order, unit, spent: 0.0 })
+        Ok(Self {
+            delta,
+            order,
+            unit,
+            spent: 0.0,
+        })
     }
 
     /// Records steps that were taken.
     pub fn record(&mut self, segment: &Segment) {
-        let one = step_ln_moment(segment.sampling_rate(), segment.noise_multiplier(), self.order) / (self.order - 1.0);
-        self.spent = (self.spent + one * (1.0 + 1e-12) * segment.steps() as f64) * (1.0 + f64::EPSILON);
+        let one = step_ln_moment(
+            segment.sampling_rate(),
+            segment.noise_multiplier(),
+            self.order,
+        ) / (self.order - 1.0);
+        self.spent =
+            (self.spent + one * (1.0 + 1e-12) * segment.steps() as f64) * (1.0 + f64::EPSILON);
     }
 
     /// RDP recorded at the order.

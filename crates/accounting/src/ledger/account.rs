@@ -9,7 +9,7 @@ use crate::error::AccountingError;
 use crate::gdp;
 use crate::pld;
 use crate::rdp::{convert, step_ln_moment};
-use crate::segment::{check_delta, merge, Segment};
+use crate::segment::{Segment, check_delta, merge};
 
 /// Epsilon of the training part.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -72,7 +72,12 @@ impl Ledger {
         let mut parts: BTreeMap<&str, Vec<Segment>> = BTreeMap::new();
         let mut queries = Vec::new();
         for event in &self.events {
-            if let Event::Query { part, noise_multiplier, .. } = event {
+            if let Event::Query {
+                part,
+                noise_multiplier,
+                ..
+            } = event
+            {
                 let query = Segment::new(1.0, *noise_multiplier, 1)?;
                 if part == TRAINING_PART {
                     queries.push(query);
@@ -81,18 +86,25 @@ impl Ledger {
                 }
             }
         }
-        if self.torn.is_some() {
-            if let Some(worst) = self.worst_step(&played)? {
-                played.push(worst);
-            }
+        if self.torn.is_some()
+            && let Some(worst) = self.worst_step(&played)?
+        {
+            played.push(worst);
         }
         let training = self.training(&played, &queries, delta)?;
         let mut overall = training.guarantee;
         let mut held_out = Vec::new();
         for (part, asked) in parts {
-            let epsilon = gdp::epsilon_upper(gdp::mu(&self.header.adjacency.all_as_add_remove(&asked)?)?, delta)?;
+            let epsilon = gdp::epsilon_upper(
+                gdp::mu(&self.header.adjacency.all_as_add_remove(&asked)?)?,
+                delta,
+            )?;
             overall = overall.max(epsilon);
-            held_out.push(PartEpsilon { part: part.to_string(), queries: asked.len() as u64, epsilon });
+            held_out.push(PartEpsilon {
+                part: part.to_string(),
+                queries: asked.len() as u64,
+                epsilon,
+            });
         }
         Ok(LedgerEpsilon {
             delta,
@@ -104,17 +116,38 @@ impl Ledger {
         })
     }
 
-    fn training(&self, played: &[Segment], queries: &[Segment], delta: f64) -> Result<TrainingEpsilon, AccountingError> {
+    fn training(
+        &self,
+        played: &[Segment],
+        queries: &[Segment],
+        delta: f64,
+    ) -> Result<TrainingEpsilon, AccountingError> {
         let adjacency = self.header.adjacency;
         let steps = played.iter().map(Segment::steps).sum();
         let with_queries = |steps: &[Segment]| -> Result<Option<f64>, AccountingError> {
             let all = adjacency.all_as_add_remove(&[steps, queries].concat())?;
-            if all.is_empty() { Ok(None) } else { pld::epsilon_upper(&all, delta).map(Some) }
+            if all.is_empty() {
+                Ok(None)
+            } else {
+                pld::epsilon_upper(&all, delta).map(Some)
+            }
         };
         match &self.header.budget {
-            BudgetRecord::Fixed { segment } => self.registered(std::slice::from_ref(segment), played, with_queries, steps, "fixed, PLD"),
-            BudgetRecord::Deck { cards } => self.registered(cards, played, with_queries, steps, "deck, PLD"),
-            BudgetRecord::Filter { floor, ceiling, order } => {
+            BudgetRecord::Fixed { segment } => self.registered(
+                std::slice::from_ref(segment),
+                played,
+                with_queries,
+                steps,
+                "fixed, PLD",
+            ),
+            BudgetRecord::Deck { cards } => {
+                self.registered(cards, played, with_queries, steps, "deck, PLD")
+            }
+            BudgetRecord::Filter {
+                floor,
+                ceiling,
+                order,
+            } => {
                 if played.is_empty() && queries.is_empty() {
                     return Err(AccountingError::LedgerEmpty);
                 }
@@ -130,7 +163,8 @@ impl Ledger {
                 }
                 let mut total = 0.0;
                 for s in adjacency.all_as_add_remove(&[played, queries].concat())? {
-                    let one = step_ln_moment(s.sampling_rate(), s.noise_multiplier(), *order) / (order - 1.0);
+                    let one = step_ln_moment(s.sampling_rate(), s.noise_multiplier(), *order)
+                        / (order - 1.0);
                     total += one * s.steps() as f64;
                 }
                 let epsilon = convert(total * (1.0 + 1e-12), *order, delta.ln()).max(0.0);
@@ -162,7 +196,10 @@ impl Ledger {
             for s in merge(played)? {
                 let copies = cards
                     .iter()
-                    .find(|c| c.sampling_rate() == s.sampling_rate() && c.noise_multiplier() == s.noise_multiplier())
+                    .find(|c| {
+                        c.sampling_rate() == s.sampling_rate()
+                            && c.noise_multiplier() == s.noise_multiplier()
+                    })
                     .map_or(0, Segment::steps);
                 if s.steps() > copies {
                     return Err(AccountingError::LedgerInconsistent {
@@ -192,13 +229,17 @@ impl Ledger {
             let used = |c: &Segment| -> u64 {
                 played
                     .iter()
-                    .filter(|s| s.sampling_rate() == c.sampling_rate() && s.noise_multiplier() == c.noise_multiplier())
+                    .filter(|s| {
+                        s.sampling_rate() == c.sampling_rate()
+                            && s.noise_multiplier() == c.noise_multiplier()
+                    })
                     .map(Segment::steps)
                     .sum()
             };
             let open = merge(cards)?.into_iter().filter(|c| c.steps() > used(c));
             let worst = open.max_by(|a, b| {
-                let loss = |s: &Segment| step_ln_moment(s.sampling_rate(), s.noise_multiplier(), 2.0);
+                let loss =
+                    |s: &Segment| step_ln_moment(s.sampling_rate(), s.noise_multiplier(), 2.0);
                 loss(a).total_cmp(&loss(b))
             });
             worst.map(|c| c.with_steps(1)).transpose()
@@ -208,9 +249,10 @@ impl Ledger {
             BudgetRecord::Deck { cards } => left(cards),
             BudgetRecord::Filter { floor, .. } => {
                 // The registered rate is that of any step; without one, not subsampled is the worst case.
-                let rate = played.iter().map(Segment::sampling_rate).fold(None, |m: Option<f64>, q| {
-                    Some(m.map_or(q, |m| m.max(q)))
-                });
+                let rate = played
+                    .iter()
+                    .map(Segment::sampling_rate)
+                    .fold(None, |m: Option<f64>, q| Some(m.map_or(q, |m| m.max(q))));
                 Segment::new(rate.unwrap_or(1.0), *floor, 1).map(Some)
             }
         }

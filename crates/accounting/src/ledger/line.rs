@@ -1,7 +1,7 @@
 //! One line of the file: `{"checksum":"16 hex digits","record":...}`, the checksum chained to the line before.
 
-use serde::de::DeserializeOwned;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 const HEAD: &str = "{\"checksum\":\"";
 const MIDDLE: &str = "\",\"record\":";
@@ -27,8 +27,13 @@ pub(super) fn encode<T: Serialize>(previous: &str, record: &T) -> Result<(String
 }
 
 /// The record and the line's checksum; the line without its newline.
-pub(super) fn decode<T: DeserializeOwned>(previous: &str, line: &str) -> Result<(T, String), String> {
-    let rest = line.strip_prefix(HEAD).ok_or("it does not start with a checksum")?;
+pub(super) fn decode<T: DeserializeOwned>(
+    previous: &str,
+    line: &str,
+) -> Result<(T, String), String> {
+    let rest = line
+        .strip_prefix(HEAD)
+        .ok_or("it does not start with a checksum")?;
     let sum = rest.get(..DIGITS).ok_or("its checksum is cut short")?;
     let body = rest[DIGITS..]
         .strip_prefix(MIDDLE)

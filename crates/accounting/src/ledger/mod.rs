@@ -16,7 +16,7 @@ pub use file::LedgerWriter;
 use crate::adjacency::Adjacency;
 use crate::effective::effective_noise_multiplier;
 use crate::error::AccountingError;
-use crate::segment::{merge, PrivacyTarget, Segment};
+use crate::segment::{PrivacyTarget, Segment, merge};
 
 /// Version of the format written here.
 pub const LEDGER_VERSION: u32 = 1;
@@ -137,10 +137,23 @@ impl Event {
     pub fn check(&self) -> Result<(), AccountingError> {
         match self {
             Self::Note { .. } => Ok(()),
-            Self::Query { noise_multiplier, .. } => Segment::new(1.0, *noise_multiplier, 1).map(|_| ()),
-            Self::Step { step, sampling_rate, noise_multiplier, group_noise_multipliers, telemetry, .. } => {
+            Self::Query {
+                noise_multiplier, ..
+            } => Segment::new(1.0, *noise_multiplier, 1).map(|_| ()),
+            Self::Step {
+                step,
+                sampling_rate,
+                noise_multiplier,
+                group_noise_multipliers,
+                telemetry,
+                ..
+            } => {
                 Segment::new(*sampling_rate, *noise_multiplier, 1)?;
-                let all: Vec<f64> = group_noise_multipliers.iter().chain(telemetry).copied().collect();
+                let all: Vec<f64> = group_noise_multipliers
+                    .iter()
+                    .chain(telemetry)
+                    .copied()
+                    .collect();
                 if !all.is_empty() {
                     let effective = effective_noise_multiplier(&all)?;
                     if *noise_multiplier > effective * (1.0 + 1e-9) {
@@ -165,18 +178,29 @@ impl Header {
     /// Another version, or the offending figure.
     pub fn check(&self) -> Result<(), AccountingError> {
         if self.version != LEDGER_VERSION {
-            return Err(AccountingError::LedgerVersion { found: self.version, supported: LEDGER_VERSION });
+            return Err(AccountingError::LedgerVersion {
+                found: self.version,
+                supported: LEDGER_VERSION,
+            });
         }
         self.target.check()?;
         match &self.budget {
             BudgetRecord::Fixed { .. } => Ok(()),
             BudgetRecord::Deck { cards } => merge(cards).map(|_| ()),
-            BudgetRecord::Filter { floor, ceiling, order } => {
+            BudgetRecord::Filter {
+                floor,
+                ceiling,
+                order,
+            } => {
                 for value in [floor, ceiling] {
                     Segment::new(1.0, *value, 1)?;
                 }
                 if !(floor <= ceiling) {
-                    return Err(AccountingError::OutsideRange { value: *floor, floor: *floor, ceiling: *ceiling });
+                    return Err(AccountingError::OutsideRange {
+                        value: *floor,
+                        floor: *floor,
+                        ceiling: *ceiling,
+                    });
                 }
                 if !(*order > 1.0 && order.is_finite()) {
                     return Err(AccountingError::Order { value: *order });
@@ -210,7 +234,11 @@ impl Ledger {
                 });
             }
         }
-        Ok(Self { header, events, torn: None })
+        Ok(Self {
+            header,
+            events,
+            torn: None,
+        })
     }
 
     /// The steps that were played, as a sequence of (q, sigma, steps): runs of equal steps joined.
@@ -221,10 +249,16 @@ impl Ledger {
         let mut out: Vec<Segment> = Vec::new();
         for event in &self.events {
             event.check()?;
-            if let Event::Step { sampling_rate, noise_multiplier, .. } = event {
+            if let Event::Step {
+                sampling_rate,
+                noise_multiplier,
+                ..
+            } = event
+            {
                 match out.last_mut() {
                     Some(last)
-                        if last.sampling_rate() == *sampling_rate && last.noise_multiplier() == *noise_multiplier =>
+                        if last.sampling_rate() == *sampling_rate
+                            && last.noise_multiplier() == *noise_multiplier =>
                     {
                         *last = last.with_steps(last.steps() + 1)?;
                     }
@@ -237,6 +271,9 @@ impl Ledger {
 
     /// How many steps were played.
     pub fn steps(&self) -> u64 {
-        self.events.iter().filter(|e| matches!(e, Event::Step { .. })).count() as u64
+        self.events
+            .iter()
+            .filter(|e| matches!(e, Event::Step { .. }))
+            .count() as u64
     }
 }

@@ -8,7 +8,7 @@
 
 use std::f64::consts::PI;
 
-use super::loss::{ln_hockey_stick_factor, Direction, Loss};
+use super::loss::{Direction, Loss, ln_hockey_stick_factor};
 use crate::rdp::convert;
 use crate::special::{ln_normal_upper, normal_upper};
 use crate::tilt::{Step, Tilted, UNIT};
@@ -95,7 +95,12 @@ impl Plan {
             c = further;
         }
         let power = direction.power(c);
-        let ln_moment = loss.steps.iter().zip(&steps).map(|((_, n), (m, _))| *n as f64 * m).sum::<f64>()
+        let ln_moment = loss
+            .steps
+            .iter()
+            .zip(&steps)
+            .map(|((_, n), (m, _))| *n as f64 * m)
+            .sum::<f64>()
             + 0.5 * loss.mu2 * c * (c + 1.0);
         // Where delta is aimed at, by the saddle-point approximation, when epsilon is not given.
         let epsilon = epsilon.unwrap_or_else(|| {
@@ -105,7 +110,11 @@ impl Plan {
         // Both limits are for one mechanism, or are shared by many.
         let free = FREE_WORK * (loss.steps.len() as f64).max(1.0);
         let hard = most_work > FREE_WORK;
-        let most_work = if hard { most_work.max(2.0 * free) } else { free };
+        let most_work = if hard {
+            most_work.max(2.0 * free)
+        } else {
+            free
+        };
         // Where the work is hard, aliases may weigh a little more.
         let nats = if hard { 0.65 * ALIAS_NATS } else { ALIAS_NATS };
         let near = (nats - ln_delta) / c;
@@ -117,7 +126,9 @@ impl Plan {
                 (k + ln_hockey_stick_factor(f) - f * epsilon - ln_delta + nats) / (f - c)
             })
             .fold(f64::INFINITY, f64::min);
-        let period = near.max(if beyond.is_finite() { beyond } else { 0.0 }).min(1e3 * near);
+        let period = near
+            .max(if beyond.is_finite() { beyond } else { 0.0 })
+            .min(1e3 * near);
         let spacing = 2.0 * PI / period;
 
         // How far must the line go?
@@ -127,7 +138,13 @@ impl Plan {
             .steps
             .iter()
             .zip(&steps)
-            .map(|((s, _), (m, _))| if varied { s.total_variation(power, *m) } else { f64::INFINITY })
+            .map(|((s, _), (m, _))| {
+                if varied {
+                    s.total_variation(power, *m)
+                } else {
+                    f64::INFINITY
+                }
+            })
             .collect();
         let work_to = |end: f64| {
             let nodes = |((s, _), (m, t)): (&(Step, u64), &(f64, Tilted))| {
@@ -170,7 +187,18 @@ impl Plan {
             }
             end *= 1.35;
         }
-        Self { direction, c, spacing, end, smoothing, steps, bad_share: 0.0, few, varied, work }
+        Self {
+            direction,
+            c,
+            spacing,
+            end,
+            smoothing,
+            steps,
+            bad_share: 0.0,
+            few,
+            varied,
+            work,
+        }
     }
 
     /// Whether laying the line takes a bearable time.
@@ -218,7 +246,8 @@ pub(crate) struct Contour {
 impl Contour {
     /// A contour laid as planned.
     pub fn lay(loss: &Loss, plan: &Plan) -> Self {
-        let (direction, c, spacing, smoothing) = (plan.direction, plan.c, plan.spacing, plan.smoothing);
+        let (direction, c, spacing, smoothing) =
+            (plan.direction, plan.c, plan.spacing, plan.smoothing);
         let count = (plan.end / spacing).ceil() as usize + 2;
         let gaussian = loss.mu2 + smoothing;
         let mut contour = Self {
@@ -227,7 +256,10 @@ impl Contour {
             spacing,
             smoothing,
             ln_moment: 0.5 * gaussian * c * (c + 1.0),
-            far: FAR.iter().map(|f| (c * f, 0.5 * gaussian * c * f * (c * f + 1.0))).collect(),
+            far: FAR
+                .iter()
+                .map(|f| (c * f, 0.5 * gaussian * c * f * (c * f + 1.0)))
+                .collect(),
             ln_modulus: vec![0.0; count],
             argument: vec![0.0; count],
             ln_error: vec![0.0; count],
@@ -259,7 +291,11 @@ impl Contour {
     /// Composes one more subsampled mechanism: one product of transforms.
     pub fn compose(&mut self, step: &Step, n: u64) {
         let power = self.direction.power(self.c);
-        let step = &if self.bad_share > 0.0 { step.cut_at(self.bad_share) } else { *step };
+        let step = &if self.bad_share > 0.0 {
+            step.cut_at(self.bad_share)
+        } else {
+            *step
+        };
         self.bad += n as f64 * step.bad_masses().0 * (1.0 + 1e-12);
         let ln_moment = step.ln_moment(power);
         let centre = step.tilted(power, ln_moment, 0.0).centre;
@@ -293,14 +329,26 @@ impl Contour {
         let times = n as f64;
         let nodes = step.tilted(power, ln_moment, last);
         let worst = step.trapezoid_error(power, ln_moment, last, nodes.spacing);
-        let turn = if self.direction == Direction::Add { -1.0 } else { 1.0 };
-        for (j, (re, im)) in nodes.characteristic(self.spacing, count).into_iter().enumerate() {
+        let turn = if self.direction == Direction::Add {
+            -1.0
+        } else {
+            1.0
+        };
+        for (j, (re, im)) in nodes
+            .characteristic(self.spacing, count)
+            .into_iter()
+            .enumerate()
+        {
             let t = self.spacing * j as f64;
             let error = worst + nodes.fixed_error + nodes.slope_error * t;
             // ln of the modulus from modulus^2 - 1, so that a modulus near one keeps its digits.
             let d = re - 1.0;
             let excess = d * (2.0 + d) + im * im;
-            let ln_modulus = if excess > -0.5 { 0.5 * excess.ln_1p() } else { re.hypot(im).max(1e-300).ln() };
+            let ln_modulus = if excess > -0.5 {
+                0.5 * excess.ln_1p()
+            } else {
+                re.hypot(im).max(1e-300).ln()
+            };
             let argument = im.atan2(re);
             self.ln_modulus[j] += times * ln_modulus;
             self.argument[j] += turn * times * argument;
@@ -312,7 +360,11 @@ impl Contour {
             *k += times * step.ln_moment(self.direction.power(*f));
         }
         let cells = -(-step.decay(power, ln_moment, last, centre, self.few)).ln_1p();
-        let variation = if self.varied { (last / step.total_variation(power, ln_moment)).ln() } else { 0.0 };
+        let variation = if self.varied {
+            (last / step.total_variation(power, ln_moment)).ln()
+        } else {
+            0.0
+        };
         self.decay += times * cells.max(variation);
     }
 
@@ -329,7 +381,8 @@ impl Contour {
             let phase = self.argument[j] - t * epsilon - b.atan2(a);
             sum += modulus * phase.cos();
             size += modulus;
-            let ln_error = self.ln_error[j] + 4.0 * UNIT * (t * epsilon + self.argument[j].abs() + 8.0);
+            let ln_error =
+                self.ln_error[j] + 4.0 * UNIT * (t * epsilon + self.argument[j].abs() + 8.0);
             error += modulus * ln_error.exp_m1();
         }
         let count = self.ln_modulus.len() as f64;
@@ -342,9 +395,17 @@ impl Contour {
         let upper = sum + error;
         let alias = self.alias(epsilon);
         let lower = (base.exp() * (sum - error) - alias) * (1.0 - 1e-13);
-        let ln_upper = if upper > 0.0 { base + upper.ln() } else { base + error.ln() };
+        let ln_upper = if upper > 0.0 {
+            base + upper.ln()
+        } else {
+            base + error.ln()
+        };
         let relative_gap = (2.0 * error + alias * (-base).exp()) / upper;
-        Bounds { ln_upper, lower, relative_gap }
+        Bounds {
+            ln_upper,
+            lower,
+            relative_gap,
+        }
     }
 
     /// Upper bound on the aliases in the trapezoidal sum.
@@ -357,7 +418,8 @@ impl Contour {
             .far
             .iter()
             .map(|&(f, k)| {
-                (k + ln_hockey_stick_factor(f) - f * epsilon).exp() * geometric((-(f - self.c) * period).exp())
+                (k + ln_hockey_stick_factor(f) - f * epsilon).exp()
+                    * geometric((-(f - self.c) * period).exp())
             })
             .fold(f64::INFINITY, f64::min);
         below + above
@@ -366,7 +428,11 @@ impl Contour {
     /// Certified upper bound on ln delta(epsilon).
     pub fn ln_delta_upper(&self, epsilon: f64) -> f64 {
         let kept = self.bounds(epsilon).ln_upper.min(self.ln_chernoff(epsilon));
-        if self.bad == 0.0 { kept } else { kept.max(self.bad.ln()) + (-(kept - self.bad.ln()).abs()).exp().ln_1p() }
+        if self.bad == 0.0 {
+            kept
+        } else {
+            kept.max(self.bad.ln()) + (-(kept - self.bad.ln()).abs()).exp().ln_1p()
+        }
     }
 
     /// Probability of the outcomes cut off.
@@ -416,8 +482,14 @@ impl Contour {
         let left = self.bounds(epsilon - k * w).ln_upper.exp().min(1.0);
         let right = self.bounds(epsilon + k * w).ln_upper.exp();
         // Probabilities and means of v = exp(-G) on 0 < G <= kw and -kw <= G <= 0, G ~ N(w^2/2, w^2).
-        let (p_a, m_a) = (cdf(k - 0.5 * w) - cdf(-0.5 * w), cdf(k + 0.5 * w) - cdf(0.5 * w));
-        let (p_b, m_b) = (cdf(-0.5 * w) - cdf(-k - 0.5 * w), cdf(0.5 * w) - cdf(-k + 0.5 * w));
+        let (p_a, m_a) = (
+            cdf(k - 0.5 * w) - cdf(-0.5 * w),
+            cdf(k + 0.5 * w) - cdf(0.5 * w),
+        );
+        let (p_b, m_b) = (
+            cdf(-0.5 * w) - cdf(-k - 0.5 * w),
+            cdf(0.5 * w) - cdf(-k + 0.5 * w),
+        );
         let (v_a, v_b) = ((-k * w).exp(), (k * w).exp());
         let capped = left * (p_a - m_a) / (1.0 - v_a) + right * (m_b - p_b) / (v_b - 1.0);
         let share = (m_a - v_a * p_a) / (1.0 - v_a) + (v_b * p_b - m_b) / (v_b - 1.0);
@@ -425,8 +497,8 @@ impl Contour {
         let tails = (self.ln_chernoff(epsilon)
             + 0.5 * c * (c + 1.0) * w * w
             + ln_normal_upper(k - 0.5 * w - c * w))
-            .exp()
-            .min(normal_upper(k - 0.5 * w))
+        .exp()
+        .min(normal_upper(k - 0.5 * w))
             + right * cdf(-k - 0.5 * w);
         ((smoothed - capped - tails) / share - 1e-13 / w * left).max(0.0)
     }

@@ -1,6 +1,6 @@
 //! The composed privacy loss of a sequence: its log moments and Chernoff (Renyi) bounds.
 
-use crate::rdp::{convert, minimise_up_to, SMALLEST_SUBSAMPLED_SIGMA};
+use crate::rdp::{SMALLEST_SUBSAMPLED_SIGMA, convert, minimise_up_to};
 use crate::segment::Segment;
 use crate::tilt::Step;
 
@@ -67,18 +67,33 @@ impl Loss {
     pub fn cut(&self, bad: f64) -> Self {
         let total: f64 = self.steps.iter().map(|(_, n)| *n as f64).sum();
         let share = bad / total.max(1.0);
-        Self { steps: self.steps.iter().map(|(s, n)| (s.cut_at(share), *n)).collect(), mu2: self.mu2 }
+        Self {
+            steps: self
+                .steps
+                .iter()
+                .map(|(s, n)| (s.cut_at(share), *n))
+                .collect(),
+            mu2: self.mu2,
+        }
     }
 
     /// Probability, at most, that any step's outcome is cut off.
     pub fn bad_mass(&self) -> f64 {
-        self.steps.iter().map(|(s, n)| *n as f64 * s.bad_masses().0).sum::<f64>() * (1.0 + 1e-12)
+        self.steps
+            .iter()
+            .map(|(s, n)| *n as f64 * s.bad_masses().0)
+            .sum::<f64>()
+            * (1.0 + 1e-12)
     }
 
     /// ln E[exp(c loss); nothing cut off].
     pub fn ln_moment(&self, direction: Direction, c: f64) -> f64 {
         let power = direction.power(c);
-        let steps: f64 = self.steps.iter().map(|(s, n)| *n as f64 * s.ln_moment(power)).sum();
+        let steps: f64 = self
+            .steps
+            .iter()
+            .map(|(s, n)| *n as f64 * s.ln_moment(power))
+            .sum();
         steps + 0.5 * self.mu2 * c * (c + 1.0)
     }
 
@@ -87,11 +102,20 @@ impl Loss {
         if direction == Direction::Remove || self.mu2 > 0.0 {
             return f64::INFINITY;
         }
-        self.steps.iter().map(|(s, n)| -(*n as f64) * (-s.q).ln_1p()).sum::<f64>() * (1.0 + 1e-12)
+        self.steps
+            .iter()
+            .map(|(s, n)| -(*n as f64) * (-s.q).ln_1p())
+            .sum::<f64>()
+            * (1.0 + 1e-12)
     }
 
     /// The order minus one, and the epsilon, of the best Chernoff (Renyi) bound at this delta.
-    pub fn chernoff_epsilon(&self, direction: Direction, ln_delta: f64, tolerance: f64) -> (f64, f64) {
+    pub fn chernoff_epsilon(
+        &self,
+        direction: Direction,
+        ln_delta: f64,
+        tolerance: f64,
+    ) -> (f64, f64) {
         let start = self.first_guess(ln_delta);
         minimise_up_to(
             |c| {
@@ -105,7 +129,12 @@ impl Loss {
     }
 
     /// The saddle, and ln delta, of the best Chernoff bound at this epsilon.
-    pub fn chernoff_ln_delta(&self, direction: Direction, epsilon: f64, tolerance: f64) -> (f64, f64) {
+    pub fn chernoff_ln_delta(
+        &self,
+        direction: Direction,
+        epsilon: f64,
+        tolerance: f64,
+    ) -> (f64, f64) {
         minimise_up_to(
             |c| {
                 let value = self.ln_moment(direction, c) - c * epsilon + ln_hockey_stick_factor(c);
@@ -128,7 +157,9 @@ impl Loss {
                 cap = cap.min(2.0 * s.sigma * s.sigma * (1.0 / s.q).ln() + 1.0);
             }
         }
-        ((-2.0 * ln_delta).sqrt() / variance.sqrt()).min(cap).clamp(1e-3, 1e12)
+        ((-2.0 * ln_delta).sqrt() / variance.sqrt())
+            .min(cap)
+            .clamp(1e-3, 1e12)
     }
 }
 

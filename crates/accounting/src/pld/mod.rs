@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::adjacency::Adjacency;
 use crate::error::AccountingError;
 use crate::gaussian;
-use crate::segment::{check_delta, check_epsilon, merge, Segment};
+use crate::segment::{Segment, check_delta, check_epsilon, merge};
 use crate::special::decreasing_root;
 use contour::{Contour, Plan};
 use loss::{Direction, Loss};
@@ -36,7 +36,10 @@ pub struct PldOptions {
 
 impl Default for PldOptions {
     fn default() -> Self {
-        Self { epsilon_error: 1e-3, adjacency: Adjacency::AddRemove }
+        Self {
+            epsilon_error: 1e-3,
+            adjacency: Adjacency::AddRemove,
+        }
     }
 }
 
@@ -70,8 +73,16 @@ pub struct PldAccountant {
 
 impl Clone for PldAccountant {
     fn clone(&self) -> Self {
-        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Self { options: self.options, segments: self.segments.clone(), cache: Mutex::new(cache) }
+        let cache = self
+            .cache
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        Self {
+            options: self.options,
+            segments: self.segments.clone(),
+            cache: Mutex::new(cache),
+        }
     }
 }
 
@@ -89,13 +100,20 @@ impl PldAccountant {
     pub fn new(options: PldOptions) -> Result<Self, AccountingError> {
         let value = options.epsilon_error;
         if !(value > 0.0 && value.is_finite()) {
-            return Err(AccountingError::NotPositive { name: "epsilon_error", value });
+            return Err(AccountingError::NotPositive {
+                name: "epsilon_error",
+                value,
+            });
         }
         Ok(Self::with_options(options))
     }
 
     fn with_options(options: PldOptions) -> Self {
-        Self { options, segments: Vec::new(), cache: Mutex::new(Cache::default()) }
+        Self {
+            options,
+            segments: Vec::new(),
+            cache: Mutex::new(Cache::default()),
+        }
     }
 
     /// Adds a segment: one product of transforms, if a transform is at hand.
@@ -112,7 +130,8 @@ impl PldAccountant {
         match self.segments.binary_search_by(order) {
             Ok(i) => {
                 let total = self.segments[i].steps().checked_add(segment.steps());
-                self.segments[i] = segment.with_steps(total.ok_or(AccountingError::StepsOverflow)?)?;
+                self.segments[i] =
+                    segment.with_steps(total.ok_or(AccountingError::StepsOverflow)?)?;
             }
             Err(i) => self.segments.insert(i, segment),
         }
@@ -148,7 +167,13 @@ impl PldAccountant {
         let loss = Loss::upper(&self.segments);
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let tolerance = 0.5 * self.options.epsilon_error;
-        let remove = upper_in(&loss, Direction::Remove, delta, tolerance, &mut cache.remove)?;
+        let remove = upper_in(
+            &loss,
+            Direction::Remove,
+            delta,
+            tolerance,
+            &mut cache.remove,
+        )?;
         // The add direction is usually far below; a Chernoff bound shows it.
         let ln_delta = delta.ln();
         let below = |c: f64, k: f64| {
@@ -183,7 +208,11 @@ impl PldAccountant {
     /// As for [`PldAccountant::epsilon_upper`].
     pub fn epsilon_lower(&self, delta: f64) -> Result<f64, AccountingError> {
         check_delta(delta)?;
-        if self.segments.iter().all(|s| s.sampling_rate() == 1.0 || s.sampling_rate() == 0.0) || self.one_step().is_some()
+        if self
+            .segments
+            .iter()
+            .all(|s| s.sampling_rate() == 1.0 || s.sampling_rate() == 0.0)
+            || self.one_step().is_some()
         {
             return Ok(self.closed_form(delta)?.unwrap_or(0.0) * (1.0 - CLOSED_FORM_MARGIN));
         }
@@ -200,10 +229,13 @@ impl PldAccountant {
             let (c, chernoff) = loss.chernoff_epsilon(direction, ln_delta, 0.02);
             // A direction whose upper bound is below what is certified already cannot help.
             // Nor is one worth its while whose saddle is so far out that its quadrature takes seconds.
-            if !chernoff.is_finite() || chernoff <= best || (direction == Direction::Add && c > 1e5) {
+            if !chernoff.is_finite() || chernoff <= best || (direction == Direction::Add && c > 1e5)
+            {
                 continue;
             }
-            let Some(contour) = lay(&loss, direction, (c, ln_delta, None), tolerance) else { continue };
+            let Some(contour) = lay(&loss, direction, (c, ln_delta, None), tolerance) else {
+                continue;
+            };
             let f = |e: f64| {
                 let d = contour.delta_lower(e);
                 if d > 0.0 { d.ln() - ln_delta } else { -1e3 }
@@ -231,7 +263,10 @@ impl PldAccountant {
     /// As for [`PldAccountant::epsilon_upper`].
     pub fn epsilon_interval(&self, delta: f64) -> Result<EpsilonInterval, AccountingError> {
         let upper = self.epsilon_upper(delta)?;
-        Ok(EpsilonInterval { lower: self.epsilon_lower(delta)?.min(upper), upper })
+        Ok(EpsilonInterval {
+            lower: self.epsilon_lower(delta)?.min(upper),
+            upper,
+        })
     }
 
     /// delta at `epsilon`.
@@ -250,7 +285,8 @@ impl PldAccountant {
         }
         if let Some(s) = self.one_step() {
             let (q, sigma) = (s.sampling_rate(), s.noise_multiplier());
-            let ln = one_step::ln_delta_remove(q, sigma, epsilon).max(one_step::ln_delta_add(q, sigma, epsilon));
+            let ln = one_step::ln_delta_remove(q, sigma, epsilon)
+                .max(one_step::ln_delta_add(q, sigma, epsilon));
             return Ok(margin_up(ln));
         }
         let mut ln_worst = f64::NEG_INFINITY;
@@ -280,7 +316,8 @@ impl PldAccountant {
         if let Some(s) = self.one_step() {
             let (q, sigma) = (s.sampling_rate(), s.noise_multiplier());
             return Ok(down(
-                one_step::ln_delta_remove(q, sigma, epsilon).max(one_step::ln_delta_add(q, sigma, epsilon)),
+                one_step::ln_delta_remove(q, sigma, epsilon)
+                    .max(one_step::ln_delta_add(q, sigma, epsilon)),
             ));
         }
         let loss = Loss::lower(&self.segments);
@@ -296,15 +333,29 @@ impl PldAccountant {
             if epsilon >= loss.supremum(direction) {
                 continue;
             }
-            let Some((c, ln)) = ln_delta_in(&loss, direction, epsilon, tolerance, best.ln())? else { continue };
-            let Some(contour) = lay(&loss, direction, (c, ln.min(-1e-3), Some(epsilon)), tolerance) else { continue };
+            let Some((c, ln)) = ln_delta_in(&loss, direction, epsilon, tolerance, best.ln())?
+            else {
+                continue;
+            };
+            let Some(contour) = lay(
+                &loss,
+                direction,
+                (c, ln.min(-1e-3), Some(epsilon)),
+                tolerance,
+            ) else {
+                continue;
+            };
             best = best.max(contour.delta_lower(epsilon));
         }
         Ok(best)
     }
 
     fn check_any(&self) -> Result<(), AccountingError> {
-        if self.segments.is_empty() { Err(AccountingError::NoSegments) } else { Ok(()) }
+        if self.segments.is_empty() {
+            Err(AccountingError::NoSegments)
+        } else {
+            Ok(())
+        }
     }
 
     /// The only step, if there is only one and it is subsampled.
@@ -357,7 +408,11 @@ pub struct OneStepDelta {
 ///
 /// # Errors
 /// A bad segment's figures, or a negative or non-finite epsilon.
-pub fn one_step_delta(sampling_rate: f64, noise_multiplier: f64, epsilon: f64) -> Result<OneStepDelta, AccountingError> {
+pub fn one_step_delta(
+    sampling_rate: f64,
+    noise_multiplier: f64,
+    epsilon: f64,
+) -> Result<OneStepDelta, AccountingError> {
     Segment::new(sampling_rate, noise_multiplier, 1)?;
     check_epsilon(epsilon)?;
     Ok(OneStepDelta {
@@ -426,7 +481,11 @@ fn upper_in(
         *slot = None;
         return Ok(chernoff);
     };
-    let epsilon = solve(&contour, ln_delta, chernoff.min(contour.chernoff_epsilon(ln_delta)).max(0.0));
+    let epsilon = solve(
+        &contour,
+        ln_delta,
+        chernoff.min(contour.chernoff_epsilon(ln_delta)).max(0.0),
+    );
     *slot = Some(contour);
     Ok(epsilon)
 }
@@ -447,13 +506,32 @@ fn solve(contour: &Contour, ln_delta: f64, chernoff: f64) -> f64 {
 /// better.
 ///
 /// None where even that is more work than it is worth: the Chernoff bound must do.
-fn lay(loss: &Loss, direction: Direction, at: (f64, f64, Option<f64>), tolerance: f64) -> Option<Contour> {
+fn lay(
+    loss: &Loss,
+    direction: Direction,
+    at: (f64, f64, Option<f64>),
+    tolerance: f64,
+) -> Option<Contour> {
     let (c, ln_delta, epsilon) = at;
-    let cheap = Plan::new(loss, direction, c, ln_delta, epsilon, (tolerance, contour::FREE_WORK));
+    let cheap = Plan::new(
+        loss,
+        direction,
+        c,
+        ln_delta,
+        epsilon,
+        (tolerance, contour::FREE_WORK),
+    );
     if cheap.moved() == 0.0 {
         return Some(Contour::lay(loss, &cheap));
     }
-    let whole = Plan::new(loss, direction, c, ln_delta, epsilon, (tolerance, contour::MOST_WORK));
+    let whole = Plan::new(
+        loss,
+        direction,
+        c,
+        ln_delta,
+        epsilon,
+        (tolerance, contour::MOST_WORK),
+    );
     if direction == Direction::Remove {
         // What is cut off is charged to delta; cutting more lets the saddle go further. Take the best trade.
         let chernoff = |cut: &Loss| match epsilon {
@@ -464,14 +542,25 @@ fn lay(loss: &Loss, direction: Direction, at: (f64, f64, Option<f64>), tolerance
         for share in CUT_SHARES {
             let cut = loss.cut(share * ln_delta.exp());
             let (c, value) = chernoff(&cut);
-            let value = if epsilon.is_some() { value + share } else { value + share / c };
+            let value = if epsilon.is_some() {
+                value + share
+            } else {
+                value + share / c
+            };
             // A larger share must be clearly worth it.
             if best.as_ref().is_none_or(|b| value < b.0 - 0.02 * b.0.abs()) {
                 best = Some((value, c, share, cut));
             }
         }
         if let Some((_, c, share, cut)) = best {
-            let mut plan = Plan::new(&cut, direction, c, ln_delta, epsilon, (tolerance, contour::MOST_WORK));
+            let mut plan = Plan::new(
+                &cut,
+                direction,
+                c,
+                ln_delta,
+                epsilon,
+                (tolerance, contour::MOST_WORK),
+            );
             if (plan.moved(), plan.work) < (whole.moved(), whole.work) {
                 let steps: f64 = loss.steps.iter().map(|(_, n)| *n as f64).sum();
                 plan.set_bad_share(share * ln_delta.exp() / steps);
@@ -481,7 +570,6 @@ fn lay(loss: &Loss, direction: Direction, at: (f64, f64, Option<f64>), tolerance
     }
     whole.bearable().then(|| Contour::lay(loss, &whole))
 }
-
 
 /// Saddle and certified ln delta of one direction at one epsilon; none if a Chernoff bound puts it below `floor`.
 fn ln_delta_in(
@@ -501,7 +589,14 @@ fn ln_delta_in(
     let mut ln = (chernoff + 1e-12 * (chernoff.abs() + 1.0)).min(0.0);
     // Where jumps make the Chernoff bound poor, what may be cut off is only known from a first answer.
     for _ in 0..3 {
-        let Some(contour) = lay(loss, direction, (c, ln.min(-1e-3), Some(epsilon)), tolerance) else { break };
+        let Some(contour) = lay(
+            loss,
+            direction,
+            (c, ln.min(-1e-3), Some(epsilon)),
+            tolerance,
+        ) else {
+            break;
+        };
         let better = contour.ln_delta_upper(epsilon);
         let done = !(better < ln - 3.0);
         ln = ln.min(better);
@@ -538,7 +633,10 @@ pub fn epsilon_lower(segments: &[Segment], delta: f64) -> Result<f64, Accounting
 ///
 /// # Errors
 /// No segments, or as for [`PldAccountant::compose`].
-pub fn accountant(segments: &[Segment], options: PldOptions) -> Result<PldAccountant, AccountingError> {
+pub fn accountant(
+    segments: &[Segment],
+    options: PldOptions,
+) -> Result<PldAccountant, AccountingError> {
     let mut accountant = PldAccountant::new(options)?;
     accountant.segments = merge(&options.adjacency.all_as_add_remove(segments)?)?;
     Ok(accountant)

@@ -10,14 +10,22 @@ pub(crate) fn ln_delta_remove(q: f64, sigma: f64, epsilon: f64) -> f64 {
     if q == 0.0 {
         return f64::NEG_INFINITY;
     }
-    let shifted = if epsilon > 500.0 { epsilon - q.ln() } else { (epsilon.exp_m1() / q).ln_1p() };
+    let shifted = if epsilon > 500.0 {
+        epsilon - q.ln()
+    } else {
+        (epsilon.exp_m1() / q).ln_1p()
+    };
     q.ln() + gaussian_ln_delta(shifted, 1.0 / sigma)
 }
 
 /// Natural log of delta(epsilon) in the add direction; minus infinity from `-ln(1 - q)` on.
 pub(crate) fn ln_delta_add(q: f64, sigma: f64, epsilon: f64) -> f64 {
     // e^-epsilon - (1 - q): q and epsilon may nearly cancel, so their difference is taken first, exactly.
-    let inner = if epsilon < 0.5 { (q - epsilon) + exp_less_line(epsilon) } else { q + (-epsilon).exp_m1() };
+    let inner = if epsilon < 0.5 {
+        (q - epsilon) + exp_less_line(epsilon)
+    } else {
+        q + (-epsilon).exp_m1()
+    };
     if inner <= 0.0 {
         return f64::NEG_INFINITY;
     }
