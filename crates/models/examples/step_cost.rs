@@ -4,8 +4,11 @@
 //!
 //! `small` is GPT-2 small's shape (124 million parameters), `tiny` 4 layers of width 256, `stories` a
 //! Llama of stories260k's shape. Run it once per mode: the peak is the process's.
+//!
+//! `... --example step_cost -- load FOLDER` loads a model folder instead.
 #![allow(clippy::unwrap_used)]
 
+use std::path::Path;
 use std::time::Instant;
 
 use burn::module::Module;
@@ -23,6 +26,13 @@ fn main() -> Result<(), ModelError> {
         given.unwrap_or(default).to_owned()
     };
     let (mode, shape) = (text(0, "private"), text(1, "tiny"));
+    if mode == "load" {
+        let start = Instant::now();
+        let loaded = CausalLm::load(Path::new(&shape), &Device::default(), |_| {})?;
+        let (seconds, parameters) = (start.elapsed().as_secs_f64(), loaded.model.num_params());
+        println!("{parameters} parameters in {seconds:.1} s, peak {} MB", peak_megabytes());
+        return Ok(());
+    }
     let number = |index, default| text(index, default).parse::<usize>().unwrap();
     let (examples, time, steps) = (number(2, "32"), number(3, "128"), number(4, "5"));
 
