@@ -34,13 +34,12 @@ pub(super) fn squared_norms(values: &[f32], width: usize, rows: &RowMap) -> Vec<
 
 /// Sum over units of `trunc(scale * gradient)`: integers, so their sum is the same in any order.
 ///
-/// The caller's scales put every unit's norm at or below 2^30, so each product fits 32 bits and any batch below 2^23 units
-/// an exact f64.
+/// The caller's scales put every unit's norm at or below 2^30, so each term fits 32 bits, and sums of up to 2^23 units are
+/// exact in f64.
 pub(super) fn scaled_sum(values: &[f32], width: usize, rows: &RowMap, scales: &[f64]) -> Vec<f64> {
     let mut sum = vec![0.0; width];
     let add = |(chunk, sum): (usize, &mut [f64])| {
         let start = chunk * COLUMNS;
-        let mut total = [0_i64; COLUMNS];
         let mut block = [0.0; COLUMNS];
         for (unit, &scale) in scales.iter().enumerate() {
             if scale == 0.0 {
@@ -50,21 +49,18 @@ pub(super) fn scaled_sum(values: &[f32], width: usize, rows: &RowMap, scales: &[
                 &[(row, weight)] => {
                     let factor = scale * f64::from(weight);
                     let row = &values[row * width + start..][..sum.len()];
-                    for (total, &value) in total.iter_mut().zip(row) {
-                        *total += i64::from((f64::from(value) * factor) as i32);
+                    for (sum, &value) in sum.iter_mut().zip(row) {
+                        *sum += truncated(f64::from(value) * factor);
                     }
                 }
                 members => {
                     let block = &mut block[..sum.len()];
                     combine(values, width, members, start, block);
-                    for (total, &value) in total.iter_mut().zip(block.iter()) {
-                        *total += i64::from((value * scale) as i32);
+                    for (sum, &value) in sum.iter_mut().zip(block.iter()) {
+                        *sum += truncated(value * scale);
                     }
                 }
             }
-        }
-        for (sum, &total) in sum.iter_mut().zip(&total) {
-            *sum = total as f64;
         }
     };
     if values.len() <= SMALL {
@@ -73,6 +69,18 @@ pub(super) fn scaled_sum(values: &[f32], width: usize, rows: &RowMap, scales: &[
         sum.par_chunks_mut(COLUMNS).enumerate().for_each(add);
     }
     sum
+}
+
+/// The integer part. Scaled gradients are below 2^30 in size, so that the limits never bind; they are what makes the
+/// conversion sound whatever comes. A saturating `as` cast takes twice the time, since it does not vectorise as well.
+#[inline(always)]
+#[allow(clippy::manual_clamp, reason = "in this form a NaN becomes a limit, and each line is one vector instruction")]
+fn truncated(value: f64) -> f64 {
+    const LIMIT: f64 = 2_147_483_520.0;
+    let value = if value > -LIMIT { value } else { -LIMIT };
+    let value = if value < LIMIT { value } else { LIMIT };
+    // SAFETY: the value is a number (a NaN fails the first comparison) within [-LIMIT, LIMIT], inside the range of i32.
+    f64::from(unsafe { value.to_int_unchecked::<i32>() })
 }
 
 /// Weighted sum of a unit's rows over the coordinates from `start`.
