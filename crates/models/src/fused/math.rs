@@ -31,7 +31,10 @@ pub(crate) fn exp(x: f32) -> f32 {
     let series = series * rest + 1.0;
     let scale = f32::from_bits(((power as i32 + 127) as u32) << 23);
     // NaN fails the comparison and stays NaN.
-    if x < -87.0 { 0.0 } else { series * scale + (x - x) }
+    // Zero for every number; what is none stays none.
+    #[allow(clippy::eq_op)]
+    let keep_nan = x - x;
+    if x < -87.0 { 0.0 } else { series * scale + keep_nan }
 }
 
 /// `1 / (1 + e^-x)`.

@@ -1,3 +1,6 @@
+// NdArray is on its way out of Burn, but the second implementation that our tests compare with.
+#![cfg_attr(feature = "ndarray", allow(deprecated))]
+
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
@@ -137,8 +140,6 @@ macro_rules! forward_to_passes {
 forward_to_passes!(burn::backend::Flex);
 
 #[cfg(feature = "ndarray")]
-// On its way out of Burn, but the second implementation that our tests compare with.
-#[allow(deprecated)]
 mod ndarray {
     use super::{FloatTensor, FusedOps, FusedPasses};
 
