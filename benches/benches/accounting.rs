@@ -10,7 +10,9 @@ use rldp_accounting::{PrivacyTarget, Segment, calibrate, rdp};
 const DELTA: f64 = 1e-5;
 
 fn hundred() -> Vec<Segment> {
-    (0..100).map(|i| Segment::new(0.01, 0.8 + 0.01 * f64::from(i), 100).unwrap()).collect()
+    (0..100)
+        .map(|i| Segment::new(0.01, 0.8 + 0.01 * f64::from(i), 100).unwrap())
+        .collect()
 }
 
 fn epsilon(c: &mut Criterion) {

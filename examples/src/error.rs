@@ -31,7 +31,9 @@ pub enum ExampleError {
         reason: String,
     },
     /// A device that is unknown or not compiled in.
-    #[error("--device {given} is not compiled in: there are {known} (rebuild with --features {given} for others)")]
+    #[error(
+        "--device {given} is not compiled in: there are {known} (rebuild with --features {given} for others)"
+    )]
     UnknownDevice {
         /// The name given.
         given: String,

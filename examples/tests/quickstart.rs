@@ -9,7 +9,16 @@ use rldp_accounting::ledger::{Event, Ledger};
 /// `finetune` with settings that take seconds; later flags win.
 fn finetune(out: &Path, more: &[&str]) -> Output {
     let tiny = [
-        "--steps", "3", "--batch-size", "6", "--held-out-units", "12", "--decisions", "2", "--max-length", "24",
+        "--steps",
+        "3",
+        "--batch-size",
+        "6",
+        "--held-out-units",
+        "12",
+        "--decisions",
+        "2",
+        "--max-length",
+        "24",
     ];
     Command::new(env!("CARGO_BIN_EXE_finetune"))
         .args(tiny)
@@ -20,11 +29,18 @@ fn finetune(out: &Path, more: &[&str]) -> Output {
 }
 
 fn assert_success(output: &Output) {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn account(arguments: &[&str]) -> serde_json::Value {
-    let output = Command::new(env!("CARGO_BIN_EXE_account")).args(arguments).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_account"))
+        .args(arguments)
+        .output()
+        .unwrap();
     assert_success(&output);
     serde_json::from_slice(&output.stdout).unwrap()
 }
@@ -69,7 +85,10 @@ fn a_run_writes_what_it_promises_and_its_ledger_alone_gives_its_epsilon() {
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(told.contains("-differentially private"), "{told}");
     let again = finetune(&out, &[]);
-    assert!(!again.status.success(), "a second run in the same folder was not refused");
+    assert!(
+        !again.status.success(),
+        "a second run in the same folder was not refused"
+    );
 }
 
 #[test]
@@ -79,12 +98,23 @@ fn a_seeded_run_repeats_itself_and_says_that_it_is_not_private() {
     for out in [&first, &second] {
         assert_success(&finetune(out, &["--seed", "5"]));
     }
-    for file in ["adapter/adapter_model.safetensors", "metrics.jsonl", "sac_policy.safetensors"] {
+    for file in [
+        "adapter/adapter_model.safetensors",
+        "metrics.jsonl",
+        "sac_policy.safetensors",
+    ] {
         let bytes = |out: &Path| std::fs::read(out.join(file)).unwrap();
         assert_eq!(bytes(&first), bytes(&second), "{file} differs");
     }
-    assert!(!Ledger::read(first.join("ledger.jsonl")).unwrap().header.private);
-    let report = std::fs::read_to_string(first.join("report.html")).unwrap().to_lowercase();
+    assert!(
+        !Ledger::read(first.join("ledger.jsonl"))
+            .unwrap()
+            .header
+            .private
+    );
+    let report = std::fs::read_to_string(first.join("report.html"))
+        .unwrap()
+        .to_lowercase();
     assert!(report.contains("not private"));
 }
 
@@ -104,7 +134,10 @@ fn every_budget_and_controller_runs() {
     let folder = tempfile::tempdir().unwrap();
     for (budget, controller) in [("deck", "random"), ("filter", "constant"), ("deck", "sac")] {
         let out = folder.path().join(format!("{budget}-{controller}"));
-        assert_success(&finetune(&out, &["--budget", budget, "--controller", controller]));
+        assert_success(&finetune(
+            &out,
+            &["--budget", budget, "--controller", controller],
+        ));
         let ledger = Ledger::read(out.join("ledger.jsonl")).unwrap();
         let delta = ledger.header.target.delta;
         let epsilon = ledger.epsilon_upper(delta).unwrap().overall;
@@ -117,17 +150,29 @@ fn a_persons_rows_are_one_unit() {
     let folder = tempfile::tempdir().unwrap();
     let table = folder.path().join("visits.csv");
     let rows: String = (0..400)
-        .map(|row| format!("p{},{}\n", row % 200, ["a cough", "a fall", "a fever"][row % 3]))
+        .map(|row| {
+            format!(
+                "p{},{}\n",
+                row % 200,
+                ["a cough", "a fall", "a fever"][row % 3]
+            )
+        })
         .collect();
     std::fs::write(&table, format!("person,reason\n{rows}")).unwrap();
     let template = folder.path().join("note.jinja");
     std::fs::write(&template, "Seen for {{ reason }}.").unwrap();
     let out = folder.path().join("run");
-    assert_success(&finetune(&out, &[
-        "--data", table.to_str().unwrap(),
-        "--template", template.to_str().unwrap(),
-        "--unit-column", "person",
-    ]));
+    assert_success(&finetune(
+        &out,
+        &[
+            "--data",
+            table.to_str().unwrap(),
+            "--template",
+            template.to_str().unwrap(),
+            "--unit-column",
+            "person",
+        ],
+    ));
     let header = Ledger::read(out.join("ledger.jsonl")).unwrap().header;
     assert_eq!(header.unit, "all rows with the same person");
     assert_eq!(header.parameters["units"], 200);
@@ -154,17 +199,43 @@ fn what_cannot_run_is_refused_with_a_reason() {
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success(), "{arguments:?} was not refused");
         assert!(error.contains(named), "{arguments:?} said: {error}");
-        assert!(!error.contains("panicked"), "{arguments:?} panicked: {error}");
-        assert!(!error.contains("cough"), "{arguments:?} showed private text: {error}");
+        assert!(
+            !error.contains("panicked"),
+            "{arguments:?} panicked: {error}"
+        );
+        assert!(
+            !error.contains("cough"),
+            "{arguments:?} showed private text: {error}"
+        );
     }
 }
 
 #[test]
 fn account_answers_agree_with_each_other() {
-    let sigma = account(&["sigma", "--epsilon", "2", "--delta", "1e-5", "--q", "0.01", "--steps", "500", "--json"]);
+    let sigma = account(&[
+        "sigma",
+        "--epsilon",
+        "2",
+        "--delta",
+        "1e-5",
+        "--q",
+        "0.01",
+        "--steps",
+        "500",
+        "--json",
+    ]);
     let noise_multiplier = sigma["noise_multiplier"].as_f64().unwrap().to_string();
     let answer = account(&[
-        "epsilon", "--q", "0.01", "--sigma", &noise_multiplier, "--steps", "500", "--delta", "1e-5", "--json",
+        "epsilon",
+        "--q",
+        "0.01",
+        "--sigma",
+        &noise_multiplier,
+        "--steps",
+        "500",
+        "--delta",
+        "1e-5",
+        "--json",
     ]);
     let epsilon = answer["rows"][0]["epsilon"].as_f64().unwrap();
     assert!(epsilon <= 2.0 && epsilon > 1.99, "epsilon {epsilon}");

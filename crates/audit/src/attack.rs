@@ -71,7 +71,11 @@ pub fn membership(
     open_unit("the confidence", confidence)?;
     for (which, scores) in [("members", members), ("non-members", non_members)] {
         if scores.len() < 2 {
-            return Err(AuditError::TooFew { what: which, found: scores.len(), needed: 2 });
+            return Err(AuditError::TooFew {
+                what: which,
+                found: scores.len(),
+                needed: 2,
+            });
         }
         if let Some(index) = scores.iter().position(|score| score.is_nan()) {
             return Err(AuditError::NotANumber { which, index });
@@ -80,7 +84,14 @@ pub fn membership(
     let (ins, outs) = (sorted(members), sorted(non_members));
     let true_rates = false_positive_rates
         .iter()
-        .map(|&rate| true_rate_at(&ins, &outs, open_unit("a false-positive rate", rate)?, confidence))
+        .map(|&rate| {
+            true_rate_at(
+                &ins,
+                &outs,
+                open_unit("a false-positive rate", rate)?,
+                confidence,
+            )
+        })
         .collect::<Result<_, _>>()?;
     Ok(MembershipReport {
         members: ins.len(),
@@ -108,22 +119,45 @@ fn placement(sorted: &[f64], score: f64) -> f64 {
 }
 
 fn auc(members: &[f64], non_members: &[f64], confidence: f64) -> Interval {
-    let of_members: Vec<f64> = members.iter().map(|&score| placement(non_members, score)).collect();
-    let of_others: Vec<f64> = non_members.iter().map(|&score| 1.0 - placement(members, score)).collect();
+    let of_members: Vec<f64> = members
+        .iter()
+        .map(|&score| placement(non_members, score))
+        .collect();
+    let of_others: Vec<f64> = non_members
+        .iter()
+        .map(|&score| 1.0 - placement(members, score))
+        .collect();
     let (estimate, member_variance) = mean_and_variance(&of_members);
     let (_, other_variance) = mean_and_variance(&of_others);
-    let deviation = (member_variance / members.len() as f64 + other_variance / non_members.len() as f64).sqrt();
+    let deviation =
+        (member_variance / members.len() as f64 + other_variance / non_members.len() as f64).sqrt();
     let half = Normal::standard().inverse_cdf(0.5 + confidence / 2.0) * deviation;
-    Interval { estimate, lower: (estimate - half).max(0.0), upper: (estimate + half).min(1.0) }
+    Interval {
+        estimate,
+        lower: (estimate - half).max(0.0),
+        upper: (estimate + half).min(1.0),
+    }
 }
 
 fn mean_and_variance(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
-    (mean, values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0))
+    (
+        mean,
+        values
+            .iter()
+            .map(|value| (value - mean).powi(2))
+            .sum::<f64>()
+            / (n - 1.0),
+    )
 }
 
-fn true_rate_at(members: &[f64], non_members: &[f64], rate: f64, confidence: f64) -> Result<TrueRateAt, AuditError> {
+fn true_rate_at(
+    members: &[f64],
+    non_members: &[f64],
+    rate: f64,
+    confidence: f64,
+) -> Result<TrueRateAt, AuditError> {
     // The attack says "in" above the threshold; at most this many non-members may be above it.
     let allowed = (rate * non_members.len() as f64).floor() as usize;
     let threshold = non_members[non_members.len() - 1 - allowed.min(non_members.len() - 1)];
@@ -146,8 +180,11 @@ fn curve(members: &[f64], non_members: &[f64]) -> Vec<(f64, f64)> {
     thresholds.sort_by(|a, b| b.total_cmp(a));
     thresholds.dedup();
     let rate = |scores: &[f64], threshold: f64| {
-        (scores.len() - scores.partition_point(|&score| score < threshold)) as f64 / scores.len() as f64
+        (scores.len() - scores.partition_point(|&score| score < threshold)) as f64
+            / scores.len() as f64
     };
-    let points = thresholds.into_iter().map(|threshold| (rate(non_members, threshold), rate(members, threshold)));
+    let points = thresholds
+        .into_iter()
+        .map(|threshold| (rate(non_members, threshold), rate(members, threshold)));
     std::iter::once((0.0, 0.0)).chain(points).collect()
 }

@@ -43,7 +43,11 @@ pub fn probability_upper(events: u64, trials: u64, alpha: f64) -> Result<f64, Au
     let (mut low, mut high) = (0.0_f64, 1.0_f64);
     for _ in 0..100 {
         let middle = 0.5 * (low + high);
-        if beta_reg(a, b, 1.0 - middle) > alpha { low = middle } else { high = middle }
+        if beta_reg(a, b, 1.0 - middle) > alpha {
+            low = middle
+        } else {
+            high = middle
+        }
     }
     Ok((high + 1e-12).min(1.0))
 }
@@ -83,7 +87,13 @@ impl AttackCounts {
     pub fn epsilon_lower(&self, delta: f64, confidence: f64) -> Result<f64, AuditError> {
         open_unit("delta", delta)?;
         let (fpr, fnr) = self.error_rates_upper(confidence)?;
-        let bound = |caught: f64, error: f64| if caught > error { (caught / error).ln() } else { 0.0 };
+        let bound = |caught: f64, error: f64| {
+            if caught > error {
+                (caught / error).ln()
+            } else {
+                0.0
+            }
+        };
         Ok(bound(1.0 - delta - fnr, fpr).max(bound(1.0 - delta - fpr, fnr)))
     }
 
@@ -112,5 +122,9 @@ impl AttackCounts {
 pub fn epsilon_of_mu(mu: f64, delta: f64) -> Result<f64, AuditError> {
     open_unit("delta", delta)?;
     // Below this the Gaussian's delta at epsilon 0, about 0.4 mu, is under any delta worth asking for.
-    if mu <= 1e-12 { Ok(0.0) } else { Ok(gaussian::epsilon_for(1.0 / mu, delta)?) }
+    if mu <= 1e-12 {
+        Ok(0.0)
+    } else {
+        Ok(gaussian::epsilon_for(1.0 / mu, delta)?)
+    }
 }

@@ -22,7 +22,11 @@ pub struct SelfAudit {
 impl Default for SelfAudit {
     /// 4,000 trials with a false-alarm rate of 1e-6 at delta 1e-5.
     fn default() -> Self {
-        Self { trials: 4000, confidence: 1.0 - 1e-6, delta: 1e-5 }
+        Self {
+            trials: 4000,
+            confidence: 1.0 - 1e-6,
+            delta: 1e-5,
+        }
     }
 }
 
@@ -57,9 +61,16 @@ impl SelfAudit {
     /// Fewer than 400: then nothing could be found.
     pub fn new(trials: usize) -> Result<Self, AuditError> {
         if trials < 400 {
-            return Err(AuditError::TooFew { what: "trials", found: trials, needed: 400 });
+            return Err(AuditError::TooFew {
+                what: "trials",
+                found: trials,
+                needed: 400,
+            });
         }
-        Ok(Self { trials, ..Self::default() })
+        Ok(Self {
+            trials,
+            ..Self::default()
+        })
     }
 
     /// The same audit with another confidence: `1 - confidence` is the chance of a false alarm.
@@ -102,7 +113,11 @@ impl SelfAudit {
     ///
     /// # Errors
     /// What the mechanism returns; observations of different lengths.
-    pub fn run_on(&self, mechanism: &mut dyn Mechanism, claimed_mu: f64) -> Result<SelfAuditReport, AuditError> {
+    pub fn run_on(
+        &self,
+        mechanism: &mut dyn Mechanism,
+        claimed_mu: f64,
+    ) -> Result<SelfAuditReport, AuditError> {
         let quarter = self.trials / 4;
         let mut observe = |canary: bool| -> Result<Vec<Vec<f64>>, AuditError> {
             (0..quarter).map(|_| mechanism.release(canary)).collect()
@@ -112,7 +127,10 @@ impl SelfAudit {
         let width = training[0].first().map_or(0, Vec::len);
         for trial in training.iter().chain(&measuring).flatten() {
             if trial.len() != width {
-                return Err(AuditError::Observations { expected: width, found: trial.len() });
+                return Err(AuditError::Observations {
+                    expected: width,
+                    found: trial.len(),
+                });
             }
         }
         let attack = Attack::choose(&training, &mechanism.claimed_weights(), self.confidence)?;
@@ -141,19 +159,39 @@ struct Attack {
 impl Attack {
     /// The attack that does best on the training trials: of the one that is best for the claimed mechanism, one fitted to the
     /// observations, and single observations either way.
-    fn choose(training: &[Vec<Vec<f64>>; 2], claimed: &[f64], confidence: f64) -> Result<Self, AuditError> {
+    fn choose(
+        training: &[Vec<Vec<f64>>; 2],
+        claimed: &[f64],
+        confidence: f64,
+    ) -> Result<Self, AuditError> {
         let fitted = fitted_weights(training);
         let width = fitted.len();
         let mut candidates = vec![claimed.to_vec(), fitted.clone()];
-        for (index, weight) in fitted.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
+        for (index, weight) in fitted
+            .iter()
+            .enumerate()
+            .filter(|(_, weight)| **weight != 0.0)
+        {
             let mut single = vec![0.0; width];
             single[index] = weight.signum();
             candidates.push(single);
         }
-        let mut best = (f64::NEG_INFINITY, Self { weights: claimed.to_vec(), threshold: 0.0 });
-        for weights in candidates.into_iter().filter(|weights| weights.len() == width) {
+        let mut best = (
+            f64::NEG_INFINITY,
+            Self {
+                weights: claimed.to_vec(),
+                threshold: 0.0,
+            },
+        );
+        for weights in candidates
+            .into_iter()
+            .filter(|weights| weights.len() == width)
+        {
             for threshold in thresholds(training, &weights) {
-                let attack = Self { weights: weights.clone(), threshold };
+                let attack = Self {
+                    weights: weights.clone(),
+                    threshold,
+                };
                 let bound = attack.counts(training).mu_lower(confidence)?;
                 if bound > best.0 {
                     best = (bound, attack);
@@ -165,7 +203,10 @@ impl Attack {
 
     fn counts(&self, trials: &[Vec<Vec<f64>>; 2]) -> AttackCounts {
         let says_in = |trials: &[Vec<f64>]| {
-            trials.iter().filter(|trial| score(trial, &self.weights) > self.threshold).count() as u64
+            trials
+                .iter()
+                .filter(|trial| score(trial, &self.weights) > self.threshold)
+                .count() as u64
         };
         AttackCounts {
             negatives: trials[0].len() as u64,
@@ -178,16 +219,27 @@ impl Attack {
 
 /// A score; an observation that is not a number says nothing.
 fn score(observed: &[f64], weights: &[f64]) -> f64 {
-    observed.iter().zip(weights).map(|(value, weight)| if *weight == 0.0 { 0.0 } else { value * weight }).sum()
+    observed
+        .iter()
+        .zip(weights)
+        .map(|(value, weight)| if *weight == 0.0 { 0.0 } else { value * weight })
+        .sum()
 }
 
 /// A few thresholds between the two classes' scores: their means, the points between, and beyond.
 fn thresholds(training: &[Vec<Vec<f64>>; 2], weights: &[f64]) -> Vec<f64> {
     let mean = |trials: &[Vec<f64>]| {
-        trials.iter().map(|trial| score(trial, weights)).sum::<f64>() / trials.len().max(1) as f64
+        trials
+            .iter()
+            .map(|trial| score(trial, weights))
+            .sum::<f64>()
+            / trials.len().max(1) as f64
     };
     let (out, canary) = (mean(&training[0]), mean(&training[1]));
-    [0.0, 0.25, 0.5, 0.75, 1.0].iter().map(|share| out + share * (canary - out)).collect()
+    [0.0, 0.25, 0.5, 0.75, 1.0]
+        .iter()
+        .map(|share| out + share * (canary - out))
+        .collect()
 }
 
 /// Shift over variance of each observation, zero where the shift could be chance: Fisher's discriminant for independent noise.
@@ -198,14 +250,19 @@ fn fitted_weights(training: &[Vec<Vec<f64>>; 2]) -> Vec<f64> {
             let moments = |trials: &[Vec<f64>]| {
                 let n = trials.len() as f64;
                 let mean = trials.iter().map(|trial| trial[index]).sum::<f64>() / n;
-                let variance = trials.iter().map(|trial| (trial[index] - mean).powi(2)).sum::<f64>() / n;
+                let variance = trials
+                    .iter()
+                    .map(|trial| (trial[index] - mean).powi(2))
+                    .sum::<f64>()
+                    / n;
                 (mean, variance)
             };
             let (out, canary) = (moments(&training[0]), moments(&training[1]));
             let shift = canary.0 - out.0;
             // Noise that is all but absent must not divide by zero; 1e-12 is six orders below the unit noise claimed.
             let variance = 0.5 * (out.1 + canary.1) + 1e-12;
-            let significant = shift.abs() > 3.0 * (2.0 * variance / training[0].len() as f64).sqrt();
+            let significant =
+                shift.abs() > 3.0 * (2.0 * variance / training[0].len() as f64).sqrt();
             if significant { shift / variance } else { 0.0 }
         })
         .collect()

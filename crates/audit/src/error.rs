@@ -61,6 +61,10 @@ pub(crate) fn open_unit(what: &'static str, value: f64) -> Result<f64, AuditErro
     if value > 0.0 && value < 1.0 {
         Ok(value)
     } else {
-        Err(AuditError::OutOfRange { what, value, range: "in (0, 1)" })
+        Err(AuditError::OutOfRange {
+            what,
+            value,
+            range: "in (0, 1)",
+        })
     }
 }

@@ -2,7 +2,8 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use rldp_optim::{
-    Accumulator, GroupGradients, Layout, OptimError, PerExampleGradients, Private, Random, RowMap, StepPlan,
+    Accumulator, GroupGradients, Layout, OptimError, PerExampleGradients, Private, Random, RowMap,
+    StepPlan,
 };
 
 use crate::error::AuditError;
@@ -40,8 +41,13 @@ impl<'a> StepMechanism<'a> {
     ///
     /// # Errors
     /// A plan that the step refuses.
-    pub fn new(plan: &StepPlan, device: &Device, random: &'a mut dyn Random) -> Result<Self, AuditError> {
-        let layout = Layout::new((0..plan.clipping_norms().len()).map(|group| (group.to_string(), vec![2])));
+    pub fn new(
+        plan: &StepPlan,
+        device: &Device,
+        random: &'a mut dyn Random,
+    ) -> Result<Self, AuditError> {
+        let layout =
+            Layout::new((0..plan.clipping_norms().len()).map(|group| (group.to_string(), vec![2])));
         let batch = |canary: bool| {
             let rows = CROWD + usize::from(canary);
             let groups = plan
@@ -53,8 +59,10 @@ impl<'a> StepMechanism<'a> {
                     if canary {
                         values.extend([(1000.0 * norm) as f32, 0.0]);
                     }
-                    GroupGradients::new(index.to_string())
-                        .with(Tensor::<2>::from_data(TensorData::new(values, [rows, 2]), device))
+                    GroupGradients::new(index.to_string()).with(Tensor::<2>::from_data(
+                        TensorData::new(values, [rows, 2]),
+                        device,
+                    ))
                 })
                 .collect();
             PerExampleGradients::new(groups, RowMap::one_each(rows))
@@ -74,7 +82,10 @@ impl<'a> StepMechanism<'a> {
             let mut losses = vec![(0.5 * telemetry.loss_bound) as f32; CROWD];
             losses.extend(canary.then_some((2.0 * telemetry.loss_bound) as f32));
             let count = losses.len();
-            Private::new(Tensor::from_data(TensorData::new(losses, [count]), &self.device))
+            Private::new(Tensor::from_data(
+                TensorData::new(losses, [count]),
+                &self.device,
+            ))
         })
     }
 }
@@ -87,29 +98,52 @@ impl Mechanism for StepMechanism<'_> {
         // Scaled with what the plan claims, not with what the release says of itself.
         let batch = self.plan.expected_batch();
         let mut observed = Vec::with_capacity(3 * release.groups.len() + 1);
-        let claimed = self.plan.clipping_norms().iter().zip(self.plan.group_noise_multipliers());
+        let claimed = self
+            .plan
+            .clipping_norms()
+            .iter()
+            .zip(self.plan.group_noise_multipliers());
         for (group, (norm, sigma)) in release.groups.iter().zip(claimed) {
             for tensor in &group.gradients {
-                let values = tensor.clone().try_into_vec_as::<f64>().map_err(|error| OptimError::Device {
-                    what: "a release",
-                    message: error.to_string(),
+                let values = tensor.clone().try_into_vec_as::<f64>().map_err(|error| {
+                    OptimError::Device {
+                        what: "a release",
+                        message: error.to_string(),
+                    }
                 })?;
-                observed.extend(values.into_iter().map(|value| value * batch / (sigma * norm)));
+                observed.extend(
+                    values
+                        .into_iter()
+                        .map(|value| value * batch / (sigma * norm)),
+                );
             }
         }
-        if let (Some(fractions), Some(noise)) = (&release.clipped_fractions, self.plan.clip_count_noise()) {
-            observed.extend(fractions.values.iter().map(|value| value.value() * batch / noise));
+        if let (Some(fractions), Some(noise)) =
+            (&release.clipped_fractions, self.plan.clip_count_noise())
+        {
+            observed.extend(
+                fractions
+                    .values
+                    .iter()
+                    .map(|value| value.value() * batch / noise),
+            );
         }
         if let (Some(loss), Some(sigma)) = (&release.mean_loss, self.plan.loss_noise_multiplier()) {
-            observed.push(loss.value.value() * batch / (sigma * 0.5 * self.plan.telemetry().loss_bound));
+            observed.push(
+                loss.value.value() * batch / (sigma * 0.5 * self.plan.telemetry().loss_bound),
+            );
         }
         Ok(observed)
     }
 
     fn claimed_weights(&self) -> Vec<f64> {
         // For independent unit noise the best weights are the shifts that the canary makes.
-        let mut weights: Vec<f64> =
-            self.plan.group_noise_multipliers().iter().flat_map(|sigma| [1.0 / sigma, 0.0]).collect();
+        let mut weights: Vec<f64> = self
+            .plan
+            .group_noise_multipliers()
+            .iter()
+            .flat_map(|sigma| [1.0 / sigma, 0.0])
+            .collect();
         if let Some(noise) = self.plan.clip_count_noise() {
             weights.extend(vec![0.5 / noise; self.plan.clipping_norms().len()]);
         }

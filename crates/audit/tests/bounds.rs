@@ -41,7 +41,12 @@ proptest! {
 
 #[test]
 fn a_perfect_attack_is_bounded_by_its_trials() {
-    let counts = AttackCounts { negatives: 1000, false_positives: 0, positives: 1000, false_negatives: 0 };
+    let counts = AttackCounts {
+        negatives: 1000,
+        false_positives: 0,
+        positives: 1000,
+        false_negatives: 0,
+    };
     let limit = 1.0 - 0.025_f64.powf(1.0 / 1000.0);
     let epsilon = counts.epsilon_lower(1e-5, 0.95).unwrap();
     assert!((epsilon - ((1.0 - 1e-5 - limit) / limit).ln()).abs() < 1e-6);
@@ -64,20 +69,44 @@ fn impossible_counts_are_refused() {
 
 #[test]
 fn attack_figures_of_small_cases_are_right() {
-    let report = membership(&[3.0, 2.0, 2.0, 0.5], &[1.0, 2.0, 0.0, -1.0], &[0.25, 0.01], 0.95).unwrap();
+    let report = membership(
+        &[3.0, 2.0, 2.0, 0.5],
+        &[1.0, 2.0, 0.0, -1.0],
+        &[0.25, 0.01],
+        0.95,
+    )
+    .unwrap();
     // Pairs: 3 beats all; each 2 beats three and ties one; 0.5 beats two.
     assert!((report.auc.estimate - (4.0 + 3.5 + 3.5 + 2.0) / 16.0).abs() < 1e-12);
     assert!(report.auc.lower < report.auc.estimate && report.auc.estimate < report.auc.upper);
     // One of four non-members may be above: the threshold is the second largest, 1.
-    assert_eq!((report.true_rates[0].reached, report.true_rates[0].true_positive_rate.estimate), (0.25, 0.75));
-    assert_eq!((report.true_rates[1].reached, report.true_rates[1].true_positive_rate.estimate), (0.0, 0.25));
+    assert_eq!(
+        (
+            report.true_rates[0].reached,
+            report.true_rates[0].true_positive_rate.estimate
+        ),
+        (0.25, 0.75)
+    );
+    assert_eq!(
+        (
+            report.true_rates[1].reached,
+            report.true_rates[1].true_positive_rate.estimate
+        ),
+        (0.0, 0.25)
+    );
     assert_eq!(report.curve.first(), Some(&(0.0, 0.0)));
     assert_eq!(report.curve.last(), Some(&(1.0, 1.0)));
 }
 
 #[test]
 fn losses_of_members_that_are_smaller_give_an_auc_of_one() {
-    let report = membership(&loss_scores(&[0.1, 0.2]), &loss_scores(&[1.0, 2.0]), &[0.1], 0.9).unwrap();
+    let report = membership(
+        &loss_scores(&[0.1, 0.2]),
+        &loss_scores(&[1.0, 2.0]),
+        &[0.1],
+        0.9,
+    )
+    .unwrap();
     assert_eq!(report.auc.estimate, 1.0);
     assert!(membership(&[1.0], &[1.0, 2.0], &[], 0.95).is_err());
     assert!(membership(&[1.0, f64::NAN], &[1.0, 2.0], &[], 0.95).is_err());

@@ -18,7 +18,10 @@ fn plan(noise_multiplier: f64, groups: usize) -> StepPlan {
 fn audit(actual: &StepPlan, claimed: f64, trials: usize) -> SelfAuditReport {
     let mut random = SecureRandom::new().unwrap();
     let mut mechanism = StepMechanism::new(actual, &device(), &mut random).unwrap();
-    SelfAudit::new(trials).unwrap().run_on(&mut mechanism, 1.0 / claimed).unwrap()
+    SelfAudit::new(trials)
+        .unwrap()
+        .run_on(&mut mechanism, 1.0 / claimed)
+        .unwrap()
 }
 
 #[test]
@@ -26,22 +29,47 @@ fn the_plain_gaussian_step_passes_and_the_attack_finds_most_of_its_epsilon() {
     for noise_multiplier in [0.5, 1.0, 2.0] {
         let mut random = SecureRandom::new().unwrap();
         let audit = SelfAudit::new(80_000).unwrap();
-        let report = audit.run(&plan(noise_multiplier, 1), &device(), &mut random).unwrap();
-        assert!(report.passed && report.lower_bound_epsilon <= report.claimed_epsilon, "{report:?}");
-        assert!(report.lower_bound_epsilon >= 0.7 * report.claimed_epsilon, "no power: {report:?}");
-        assert!(report.lower_bound_epsilon_any_mechanism <= report.claimed_epsilon, "{report:?}");
+        let report = audit
+            .run(&plan(noise_multiplier, 1), &device(), &mut random)
+            .unwrap();
+        assert!(
+            report.passed && report.lower_bound_epsilon <= report.claimed_epsilon,
+            "{report:?}"
+        );
+        assert!(
+            report.lower_bound_epsilon >= 0.7 * report.claimed_epsilon,
+            "no power: {report:?}"
+        );
+        assert!(
+            report.lower_bound_epsilon_any_mechanism <= report.claimed_epsilon,
+            "{report:?}"
+        );
     }
 }
 
 /// Groups of different weight and telemetry together still make one Gaussian of the planned noise.
 #[test]
 fn a_step_with_groups_and_telemetry_passes_and_is_fully_used_by_the_attack() {
-    let telemetry = Telemetry { clip_counts: 0.2, loss: 0.2, loss_bound: 5.0 };
-    let plan = plan(0.7, 4).with_noise_weights(&[1.0, 2.0, 3.0, 4.0]).unwrap().with_telemetry(telemetry).unwrap();
+    let telemetry = Telemetry {
+        clip_counts: 0.2,
+        loss: 0.2,
+        loss_bound: 5.0,
+    };
+    let plan = plan(0.7, 4)
+        .with_noise_weights(&[1.0, 2.0, 3.0, 4.0])
+        .unwrap()
+        .with_telemetry(telemetry)
+        .unwrap();
     let mut random = SecureRandom::new().unwrap();
-    let report = SelfAudit::new(40_000).unwrap().run(&plan, &device(), &mut random).unwrap();
+    let report = SelfAudit::new(40_000)
+        .unwrap()
+        .run(&plan, &device(), &mut random)
+        .unwrap();
     assert!(report.passed, "{report:?}");
-    assert!(report.lower_bound_epsilon >= 0.7 * report.claimed_epsilon, "no power: {report:?}");
+    assert!(
+        report.lower_bound_epsilon >= 0.7 * report.claimed_epsilon,
+        "no power: {report:?}"
+    );
 }
 
 #[test]
@@ -56,7 +84,10 @@ fn no_lower_bound_exceeds_its_claim_over_many_audits() {
 #[test]
 fn noise_ten_percent_too_small_is_caught() {
     let report = audit(&plan(0.45, 1), 0.5, 80_000);
-    assert!(!report.passed && report.lower_bound_epsilon > report.claimed_epsilon, "{report:?}");
+    assert!(
+        !report.passed && report.lower_bound_epsilon > report.claimed_epsilon,
+        "{report:?}"
+    );
 }
 
 /// Real releases, with the numbers at these positions taken from a step without noise.
@@ -72,7 +103,8 @@ impl Mechanism for OneGroupWithoutNoise<'_> {
         let bare = self.bare.release(canary)?;
         let positions = 2 * self.group..2 * self.group + 2;
         // The bare step's numbers are in units of its own tiny noise.
-        observed[positions.clone()].copy_from_slice(&bare[positions].iter().map(|x| x * 1e-4).collect::<Vec<_>>());
+        observed[positions.clone()]
+            .copy_from_slice(&bare[positions].iter().map(|x| x * 1e-4).collect::<Vec<_>>());
         Ok(observed)
     }
 
@@ -89,7 +121,10 @@ fn one_group_without_noise_is_caught() {
         bare: StepMechanism::new(&plan(1e-4, 12), &device(), &mut second).unwrap(),
         group: 7,
     };
-    let report = SelfAudit::new(2000).unwrap().run_on(&mut broken, 1.0).unwrap();
+    let report = SelfAudit::new(2000)
+        .unwrap()
+        .run_on(&mut broken, 1.0)
+        .unwrap();
     assert!(!report.passed, "{report:?}");
 }
 
@@ -110,7 +145,12 @@ struct DividedByRealised<'a> {
 impl Mechanism for DividedByRealised<'_> {
     fn release(&mut self, canary: bool) -> Result<Vec<f64>, AuditError> {
         let realised = if canary { 4.0 } else { 3.0 };
-        Ok(self.real.release(canary)?.into_iter().map(|value| value * self.expected / realised).collect())
+        Ok(self
+            .real
+            .release(canary)?
+            .into_iter()
+            .map(|value| value * self.expected / realised)
+            .collect())
     }
 
     fn claimed_weights(&self) -> Vec<f64> {
@@ -123,14 +163,24 @@ fn division_by_the_realised_batch_size_is_caught() {
     let plan = plan(0.5, 1);
     let mut random = SecureRandom::new().unwrap();
     let real = StepMechanism::new(&plan, &device(), &mut random).unwrap();
-    let mut broken = DividedByRealised { real, expected: plan.expected_batch() };
-    let report = SelfAudit::new(40_000).unwrap().run_on(&mut broken, 2.0).unwrap();
+    let mut broken = DividedByRealised {
+        real,
+        expected: plan.expected_batch(),
+    };
+    let report = SelfAudit::new(40_000)
+        .unwrap()
+        .run_on(&mut broken, 2.0)
+        .unwrap();
     assert!(!report.passed, "{report:?}");
 }
 
 #[test]
 fn telemetry_that_is_not_paid_for_is_caught() {
-    let telemetry = Telemetry { clip_counts: 0.2, loss: 0.2, loss_bound: 5.0 };
+    let telemetry = Telemetry {
+        clip_counts: 0.2,
+        loss: 0.2,
+        loss_bound: 5.0,
+    };
     let actual = plan(0.5, 2).with_telemetry(telemetry).unwrap();
     // The claim counts the gradients alone.
     let claimed = 0.5 / 0.6_f64.sqrt();
@@ -148,10 +198,18 @@ impl Mechanism for ClippedAfterAveraging {
     fn release(&mut self, canary: bool) -> Result<Vec<f64>, AuditError> {
         let (norm, batch) = (0.3, 4.0);
         // Three units of size 3 along one coordinate, the canary of size 300 along the other.
-        let mean = if canary { [300.0 / 4.0, 9.0 / 4.0] } else { [0.0, 3.0] };
+        let mean = if canary {
+            [300.0 / 4.0, 9.0 / 4.0]
+        } else {
+            [0.0, 3.0]
+        };
         let length = f64::hypot(mean[0], mean[1]);
         let noise = standard_normals(&mut self.random, 2);
-        Ok(mean.iter().zip(noise).map(|(m, z)| m * norm / length * batch / (self.sigma * norm) + z).collect())
+        Ok(mean
+            .iter()
+            .zip(noise)
+            .map(|(m, z)| m * norm / length * batch / (self.sigma * norm) + z)
+            .collect())
     }
 
     fn claimed_weights(&self) -> Vec<f64> {
@@ -161,8 +219,14 @@ impl Mechanism for ClippedAfterAveraging {
 
 #[test]
 fn clipping_after_averaging_is_caught() {
-    let mut broken = ClippedAfterAveraging { random: SecureRandom::new().unwrap(), sigma: 1.0 };
-    let report = SelfAudit::new(2000).unwrap().run_on(&mut broken, 1.0).unwrap();
+    let mut broken = ClippedAfterAveraging {
+        random: SecureRandom::new().unwrap(),
+        sigma: 1.0,
+    };
+    let report = SelfAudit::new(2000)
+        .unwrap()
+        .run_on(&mut broken, 1.0)
+        .unwrap();
     assert!(!report.passed, "{report:?}");
 }
 

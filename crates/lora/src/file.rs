@@ -230,14 +230,20 @@ pub fn write_tensors(path: &Path, tensors: &[HostTensor]) -> Result<(), LoraErro
 
 /// Little-endian bytes as f32; `None` for types that are not plain floats.
 fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    let pairs = || {
+        bytes
+            .chunks_exact(2)
+            .map(|b| u16::from_le_bytes([b[0], b[1]]))
+    };
     Some(match dtype {
         Dtype::F32 => bytes
             .chunks_exact(4)
             .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
             .collect(),
         // bf16 is the upper half of an f32.
-        Dtype::BF16 => pairs().map(|bits| f32::from_bits(u32::from(bits) << 16)).collect(),
+        Dtype::BF16 => pairs()
+            .map(|bits| f32::from_bits(u32::from(bits) << 16))
+            .collect(),
         Dtype::F16 => pairs().map(|bits| f16::from_bits(bits).to_f32()).collect(),
         _ => return None,
     })
@@ -247,9 +253,9 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
 fn all_finite(values: &[f32]) -> bool {
     const EXPONENT: u32 = 0x7f80_0000;
     values.chunks(4096).all(|chunk| {
-        let bad = chunk
-            .iter()
-            .fold(0u32, |bad, v| bad | u32::from(v.to_bits() & EXPONENT == EXPONENT));
+        let bad = chunk.iter().fold(0u32, |bad, v| {
+            bad | u32::from(v.to_bits() & EXPONENT == EXPONENT)
+        });
         bad == 0
     })
 }

@@ -53,11 +53,7 @@ fn fold(layer: &mut LoraLinear, sign: f64, merged: bool) {
     }
 }
 
-fn check<M: LinearLayers>(
-    model: &M,
-    merged: bool,
-    problem: &'static str,
-) -> Result<(), LoraError> {
+fn check<M: LinearLayers>(model: &M, merged: bool, problem: &'static str) -> Result<(), LoraError> {
     let mut count = 0;
     let mut error = None;
     model.visit_linears(&mut |name, layer| {

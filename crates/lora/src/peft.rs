@@ -190,11 +190,15 @@ pub fn read_config(path: &Path) -> Result<LoraConfig, LoraError> {
         alpha: alpha.as_f64().ok_or_else(|| refuse("lora_alpha", &alpha))?,
         dropout: match dropout {
             Value::Null => 0.0,
-            value => value.as_f64().ok_or_else(|| refuse("lora_dropout", &value))?,
+            value => value
+                .as_f64()
+                .ok_or_else(|| refuse("lora_dropout", &value))?,
         },
         use_rslora: match rslora {
             Value::Null => false,
-            value => value.as_bool().ok_or_else(|| refuse("use_rslora", &value))?,
+            value => value
+                .as_bool()
+                .ok_or_else(|| refuse("use_rslora", &value))?,
         },
         freeze_a: false,
         target_modules: match &targets {

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use rldp_lora::peft::{load_adapter, save_adapter};
-use rldp_lora::{LoraConfig, add_lora, adapters, set_adapters};
+use rldp_lora::{LoraConfig, adapters, add_lora, set_adapters};
 use rldp_models::{CausalLm, LanguageModel, ModelError};
 
 fn main() -> Result<(), ModelError> {

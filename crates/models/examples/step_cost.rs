@@ -30,7 +30,10 @@ fn main() -> Result<(), ModelError> {
         let start = Instant::now();
         let loaded = CausalLm::load(Path::new(&shape), &Device::default(), |_| {})?;
         let (seconds, parameters) = (start.elapsed().as_secs_f64(), loaded.model.num_params());
-        println!("{parameters} parameters in {seconds:.1} s, peak {} MB", peak_megabytes());
+        println!(
+            "{parameters} parameters in {seconds:.1} s, peak {} MB",
+            peak_megabytes()
+        );
         return Ok(());
     }
     let number = |index, default| text(index, default).parse::<usize>().unwrap();
@@ -58,7 +61,11 @@ fn main() -> Result<(), ModelError> {
     }
     let vocabulary = model.vocabulary();
     let row = |row: usize| {
-        Row::new((0..=time).map(|t| ((row * 31 + t * 7) % vocabulary) as u32).collect())
+        Row::new(
+            (0..=time)
+                .map(|t| ((row * 31 + t * 7) % vocabulary) as u32)
+                .collect(),
+        )
     };
     let rows: Vec<Row> = (0..examples).map(row).collect();
     let batch = Batch::from_rows(&rows, &device)?;

@@ -91,7 +91,13 @@ impl Attention {
             };
             let one: Vec<f32> = (0..queries)
                 .flat_map(|query| (0..keys).map(move |key| (query, key)))
-                .map(|(query, key)| if visible(query, key) { 0.0 } else { f32::NEG_INFINITY })
+                .map(|(query, key)| {
+                    if visible(query, key) {
+                        0.0
+                    } else {
+                        f32::NEG_INFINITY
+                    }
+                })
                 .collect();
             let data = TensorData::new(one.repeat(group), [1, 1, group * queries, keys]);
             [Tensor::from_data(data, device)]

@@ -92,11 +92,7 @@ impl From<Llama> for CausalLm {
 }
 
 impl LanguageModel for CausalLm {
-    fn hidden_states(
-        &self,
-        input_ids: Tensor<2, Int>,
-        cache: Option<&mut KvCache>,
-    ) -> Tensor<3> {
+    fn hidden_states(&self, input_ids: Tensor<2, Int>, cache: Option<&mut KvCache>) -> Tensor<3> {
         each!(self, model => model.hidden_states(input_ids, cache))
     }
 

@@ -125,7 +125,10 @@ impl<'a> Checkpoint<'a> {
         for (index, file) in files.iter().enumerate() {
             for name in file.names() {
                 total += file.bytes(&name).unwrap_or_default() as u64;
-                if tensors.insert(name.clone(), (index, name.clone())).is_some() {
+                if tensors
+                    .insert(name.clone(), (index, name.clone()))
+                    .is_some()
+                {
                     return Err(ModelError::DuplicateTensor {
                         folder: folder.to_owned(),
                         tensor: name,
@@ -162,10 +165,7 @@ impl<'a> Checkpoint<'a> {
     /// # Errors
     ///
     /// [`ModelError::DuplicateTensor`] when two names become one.
-    pub fn rename(
-        &mut self,
-        rename: impl Fn(&str) -> Option<String>,
-    ) -> Result<(), ModelError> {
+    pub fn rename(&mut self, rename: impl Fn(&str) -> Option<String>) -> Result<(), ModelError> {
         for (name, place) in std::mem::take(&mut self.tensors) {
             let Some(name) = rename(&name) else {
                 continue;

@@ -156,13 +156,17 @@ pub enum ModelError {
         value: String,
     },
     /// Logits with NaN or without any finite value.
-    #[error("the model's output at token {position} is not a distribution: the weights or the prompt overflow")]
+    #[error(
+        "the model's output at token {position} is not a distribution: the weights or the prompt overflow"
+    )]
     NonFiniteLogits {
         /// Position of the token whose successor was asked for.
         position: usize,
     },
     /// A model with adapters was to be saved as if it had none.
-    #[error("the model carries adapters: merge them, or save them with rldp_lora::peft::save_adapter")]
+    #[error(
+        "the model carries adapters: merge them, or save them with rldp_lora::peft::save_adapter"
+    )]
     UnmergedAdapters,
     /// The model is not a local folder and could not be fetched from the hub.
     #[error(

@@ -115,14 +115,17 @@ pub fn generate<M: LanguageModel>(
         let ids: Vec<i64> = input.iter().map(|token| i64::from(*token)).collect();
         let time = ids.len();
         let ids = Tensor::from_data(TensorData::new(ids, [1, time]), &device);
-        let hidden = model.hidden_states(ids, Some(&mut cache)).without_autodiff();
+        let hidden = model
+            .hidden_states(ids, Some(&mut cache))
+            .without_autodiff();
         let last = hidden.narrow(1, time - 1, 1);
         let logits: Vec<f32> = linear(last, head.clone(), None)
             .to_data()
             .iter::<f32>()
             .collect();
         let position = cache.len() - 1;
-        let token = choose(&logits, options, rng).ok_or(ModelError::NonFiniteLogits { position })?;
+        let token =
+            choose(&logits, options, rng).ok_or(ModelError::NonFiniteLogits { position })?;
         if options.stop_tokens.contains(&token) {
             break;
         }

@@ -310,7 +310,12 @@ impl Block {
         let [examples, time, width] = x.dims();
         let qkv = self.qkv.forward(self.norm_1.forward(x.clone()));
         let part = |index: usize| {
-            let shape = [examples, time, self.attention.heads, self.attention.head_dim];
+            let shape = [
+                examples,
+                time,
+                self.attention.heads,
+                self.attention.head_dim,
+            ];
             qkv.clone().narrow(2, index * width, width).reshape(shape)
         };
         let context = self.attention.forward(part(0), part(1), part(2), cache);
@@ -362,8 +367,14 @@ impl LanguageModel for Gpt2 {
             tensors.push(HostTensor::from_tensor(&name, tensor)?);
             Ok(())
         };
-        add("transformer.wte.weight".to_owned(), self.token_embedding.val())?;
-        add("transformer.wpe.weight".to_owned(), self.position_embedding.val())?;
+        add(
+            "transformer.wte.weight".to_owned(),
+            self.token_embedding.val(),
+        )?;
+        add(
+            "transformer.wpe.weight".to_owned(),
+            self.position_embedding.val(),
+        )?;
         if let Some(head) = &self.head {
             add("lm_head.weight".to_owned(), head.val())?;
         }

@@ -54,7 +54,10 @@ pub(crate) fn host_linear(
     };
     let mut tensors = vec![HostTensor::from_tensor(&format!("{name}.weight"), weight)?];
     if let Some(bias) = &layer.bias {
-        tensors.push(HostTensor::from_tensor(&format!("{name}.bias"), bias.val())?);
+        tensors.push(HostTensor::from_tensor(
+            &format!("{name}.bias"),
+            bias.val(),
+        )?);
     }
     Ok(tensors)
 }

@@ -120,7 +120,9 @@ impl LlamaConfig {
         let config = Self {
             variant,
             vocabulary: settings.require_usize("vocab_size")?,
-            positions: settings.take_usize("max_position_embeddings")?.unwrap_or(2048),
+            positions: settings
+                .take_usize("max_position_embeddings")?
+                .unwrap_or(2048),
             layers: settings.require_usize("num_hidden_layers")?,
             width,
             heads,
@@ -434,7 +436,13 @@ impl LanguageModel for Llama {
 
     fn default_targets(&self) -> Vec<String> {
         [
-            "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
         ]
         .map(str::to_owned)
         .to_vec()

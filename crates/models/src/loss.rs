@@ -42,8 +42,12 @@ fn through_autodiff(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> Tensor
     let logits = linear(hidden, head.swap_dims(0, 1), None);
     let targets = batch.targets.clone().unsqueeze_dim::<3>(2);
     let [rows, time] = batch.mask.dims();
-    let picked = log_softmax(logits, 2).gather(2, targets).reshape([rows, time]);
-    (picked.neg() * batch.mask.clone()).sum_dim(1).reshape([examples])
+    let picked = log_softmax(logits, 2)
+        .gather(2, targets)
+        .reshape([rows, time]);
+    (picked.neg() * batch.mask.clone())
+        .sum_dim(1)
+        .reshape([examples])
 }
 
 fn in_closed_form(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> Tensor<1> {
@@ -117,7 +121,10 @@ fn in_closed_form(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> Tensor<1
     }
     let gradient = spread(gradients, width).reshape([examples, time, width]);
     // Linear in the hidden states with the right slope; its own value cancels out.
-    let slope = (hidden * gradient).sum_dim(2).sum_dim(1).reshape([examples]);
+    let slope = (hidden * gradient)
+        .sum_dim(2)
+        .sum_dim(1)
+        .reshape([examples]);
     slope.clone() - slope.detach() + losses
 }
 
@@ -132,7 +139,9 @@ fn chunk_losses(
     let logits = rows.matmul(head.clone().swap_dims(0, 1));
     let [count, _] = logits.dims();
     let maximum = logits.clone().max_dim(1);
-    let picked = logits.clone().gather(1, targets.clone().reshape([count, 1]));
+    let picked = logits
+        .clone()
+        .gather(1, targets.clone().reshape([count, 1]));
     let powers = (logits - maximum.clone()).exp();
     let total = powers.clone().sum_dim(1);
     let loss = (total.clone().log() + maximum - picked) * weights.clone();

@@ -17,11 +17,7 @@ pub trait LanguageModel: Module + LinearLayers {
     /// # Panics
     ///
     /// If the tokens do not fit into [`Self::positions`].
-    fn hidden_states(
-        &self,
-        input_ids: Tensor<2, Int>,
-        cache: Option<&mut KvCache>,
-    ) -> Tensor<3>;
+    fn hidden_states(&self, input_ids: Tensor<2, Int>, cache: Option<&mut KvCache>) -> Tensor<3>;
 
     /// The output projection, `[vocabulary, hidden]`; for tied models the token embedding.
     fn head(&self) -> Tensor<2>;

@@ -44,12 +44,7 @@ impl LayerNorm {
     }
 
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        burn::tensor::module::layer_norm(
-            x,
-            self.weight.val(),
-            Some(self.bias.val()),
-            self.epsilon,
-        )
+        burn::tensor::module::layer_norm(x, self.weight.val(), Some(self.bias.val()), self.epsilon)
     }
 }
 

@@ -43,7 +43,10 @@ impl Weights for RandomWeights {
                 let data: Vec<f32> = (0..count)
                     .map(|_| normal.sample(&mut self.rng) as f32)
                     .collect();
-                Ok(Tensor::from_data(TensorData::new(data, shape), &self.device))
+                Ok(Tensor::from_data(
+                    TensorData::new(data, shape),
+                    &self.device,
+                ))
             }
         }
     }

@@ -54,7 +54,9 @@ impl Registry<CausalLm> {
         for (name, variant) in [("llama", Variant::Llama), ("mistral", Variant::Mistral)] {
             registry.register(name, move |settings, checkpoint| {
                 let config = LlamaConfig::from_settings(variant, settings)?;
-                Ok(CausalLm::Llama(Llama::from_checkpoint(&config, checkpoint)?))
+                Ok(CausalLm::Llama(Llama::from_checkpoint(
+                    &config, checkpoint,
+                )?))
             });
         }
         registry
@@ -74,7 +76,10 @@ impl<M> Registry<M> {
 
     /// The names known, in the order they were added.
     pub fn names(&self) -> Vec<&str> {
-        self.builders.iter().map(|(name, _)| name.as_str()).collect()
+        self.builders
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect()
     }
 }
 

@@ -4,9 +4,9 @@ use burn::tensor::{Device, Tensor, TensorData, module::linear};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::ModelError;
 use crate::config::Settings;
 use crate::device_cache::DeviceCache;
-use crate::ModelError;
 
 /// How rotation frequencies follow from the position in the head.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -124,8 +124,7 @@ impl RopeScaling {
             } => {
                 let turns =
                     original_max_position_embeddings * frequency / (2.0 * std::f64::consts::PI);
-                let smooth =
-                    (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
                 if turns < low_freq_factor {
                     frequency / factor
                 } else if turns > high_freq_factor {
@@ -164,9 +163,15 @@ impl Rotary {
         let [cos, sin] = self.tables.get((start, time), &device, |device| {
             [f64::cos, f64::sin].map(|function| self.table(function, start, time, device))
         });
-        let [swap] = self.halves.get((), &device, |device| [self.swap_halves(device)]);
+        let [swap] = self
+            .halves
+            .get((), &device, |device| [self.swap_halves(device)]);
         // A small matrix product instead of slices, whose gradients would each write a full tensor.
-        let swapped = linear(x.clone(), swap.reshape([self.head_dim, self.head_dim]), None);
+        let swapped = linear(
+            x.clone(),
+            swap.reshape([self.head_dim, self.head_dim]),
+            None,
+        );
         x * cos + swapped * sin
     }
 

@@ -38,7 +38,11 @@ fn tensors(name: &str) -> Tensors {
     read_all(&model_folder(name).join("model.safetensors"))
         .into_iter()
         .map(|(key, golden)| {
-            let bytes = golden.values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
+            let bytes = golden
+                .values
+                .iter()
+                .flat_map(|v| (*v as f32).to_le_bytes())
+                .collect();
             (key, (Dtype::F32, golden.shape, bytes))
         })
         .collect()
@@ -46,7 +50,10 @@ fn tensors(name: &str) -> Tensors {
 
 fn write(path: &Path, tensors: &Tensors) {
     let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
-        (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        (
+            name.as_str(),
+            TensorView::new(*dtype, shape.clone(), bytes).unwrap(),
+        )
     });
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
@@ -83,8 +90,12 @@ fn half_precision_files_load_as_their_rounded_values() {
                 let floats = bytes.chunks_exact(4);
                 let floats = floats.map(|b| f32::from_le_bytes(b.try_into().unwrap()));
                 let halves: Vec<u8> = match dtype {
-                    Dtype::F16 => floats.flat_map(|v| f16::from_f32(v).to_le_bytes()).collect(),
-                    _ => floats.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect(),
+                    Dtype::F16 => floats
+                        .flat_map(|v| f16::from_f32(v).to_le_bytes())
+                        .collect(),
+                    _ => floats
+                        .flat_map(|v| bf16::from_f32(v).to_le_bytes())
+                        .collect(),
                 };
                 (*own, *bytes) = (dtype, halves);
             }
@@ -92,7 +103,10 @@ fn half_precision_files_load_as_their_rounded_values() {
             let found = values(load_folder(folder.path(), &device).per_example_loss(&batch));
             for (found, exact) in found.iter().zip(&exact) {
                 let difference = (found - exact).abs();
-                assert!(difference < limit && difference > 0.0, "{backend} {dtype:?}: {difference}");
+                assert!(
+                    difference < limit && difference > 0.0,
+                    "{backend} {dtype:?}: {difference}"
+                );
             }
         }
     }
@@ -105,11 +119,17 @@ fn sharded(name: &str) -> TempDir {
     let mut map = serde_json::Map::new();
     let mut shards = [Tensors::new(), Tensors::new()];
     for (index, (tensor, value)) in tensors(name).into_iter().enumerate() {
-        map.insert(tensor.clone(), json!(format!("model-{}.safetensors", index % 2)));
+        map.insert(
+            tensor.clone(),
+            json!(format!("model-{}.safetensors", index % 2)),
+        );
         shards[index % 2].insert(tensor, value);
     }
     for (index, shard) in shards.iter().enumerate() {
-        write(&folder.path().join(format!("model-{index}.safetensors")), shard);
+        write(
+            &folder.path().join(format!("model-{index}.safetensors")),
+            shard,
+        );
     }
     let index = json!({"metadata": {"total_size": 0}, "weight_map": map});
     let path = folder.path().join("model.safetensors.index.json");
@@ -126,7 +146,10 @@ fn sharded_checkpoints_equal_single_files_and_report_progress() {
         let single = load(name, &device());
         let found = loaded.unwrap().model.host_weights().unwrap();
         assert_eq!(found, single.host_weights().unwrap(), "{name}");
-        assert!(seen.windows(2).all(|pair| pair[0].loaded_bytes < pair[1].loaded_bytes));
+        assert!(
+            seen.windows(2)
+                .all(|pair| pair[0].loaded_bytes < pair[1].loaded_bytes)
+        );
         let last = seen.last().unwrap();
         assert_eq!(last.loaded_bytes, last.total_bytes, "{name}");
     }
@@ -156,7 +179,10 @@ fn broken_shards_are_named() {
         folder.path().join("model-1.safetensors"),
     )
     .unwrap();
-    assert!(matches!(try_load(folder.path()), Err(ModelError::DuplicateTensor { .. })));
+    assert!(matches!(
+        try_load(folder.path()),
+        Err(ModelError::DuplicateTensor { .. })
+    ));
 }
 
 #[test]
@@ -181,8 +207,16 @@ fn tensors_that_do_not_fit_are_named() {
         weights.get_mut(&norm).unwrap().1 = vec![1, 32];
     });
     match shape {
-        Err(ModelError::Lora(LoraError::WrongShape { tensor, expected, found, .. })) => {
-            assert_eq!((tensor, expected, found), (norm.clone(), vec![32], vec![1, 32]));
+        Err(ModelError::Lora(LoraError::WrongShape {
+            tensor,
+            expected,
+            found,
+            ..
+        })) => {
+            assert_eq!(
+                (tensor, expected, found),
+                (norm.clone(), vec![32], vec![1, 32])
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -229,10 +263,24 @@ fn broken_files_give_typed_errors() {
         ("header length of 2^40", with_length(1 << 40)),
         ("header length zero", with_length(0)),
         ("not JSON", json("hello")),
-        ("offsets backwards", json(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#)),
-        ("shape overflows", json(r#"{"a":{"dtype":"F32","shape":[9223372036854775807,8],"data_offsets":[0,4]}}"#)),
-        ("size contradicts shape", json(r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,4]}}"#)),
-        ("random bytes", (0..4000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()),
+        (
+            "offsets backwards",
+            json(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#),
+        ),
+        (
+            "shape overflows",
+            json(r#"{"a":{"dtype":"F32","shape":[9223372036854775807,8],"data_offsets":[0,4]}}"#),
+        ),
+        (
+            "size contradicts shape",
+            json(r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,4]}}"#),
+        ),
+        (
+            "random bytes",
+            (0..4000u32)
+                .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+                .collect(),
+        ),
     ];
     let count = cases.len();
     for (case, bytes) in cases {
@@ -246,9 +294,15 @@ fn broken_files_give_typed_errors() {
     println!("{count} broken files refused");
     let folder = copy("gpt2");
     std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
-    assert!(matches!(try_load(folder.path()), Err(ModelError::NoWeights { .. })));
+    assert!(matches!(
+        try_load(folder.path()),
+        Err(ModelError::NoWeights { .. })
+    ));
     std::fs::write(folder.path().join("config.json"), "{").unwrap();
-    assert!(matches!(try_load(folder.path()), Err(ModelError::Json { .. })));
+    assert!(matches!(
+        try_load(folder.path()),
+        Err(ModelError::Json { .. })
+    ));
 }
 
 #[test]
@@ -260,10 +314,22 @@ fn settings_are_refused_by_name() {
         ("gpt2", "n_layer", json!("two")),
         ("gpt2", "n_ctx", json!(63)),
         ("gpt2", "use_flux_capacitor", json!(1)),
-        ("gpt2", "architectures", json!(["GPT2ForSequenceClassification"])),
+        (
+            "gpt2",
+            "architectures",
+            json!(["GPT2ForSequenceClassification"]),
+        ),
         ("llama32", "hidden_act", json!("gelu")),
-        ("llama32", "rope_scaling", json!({"rope_type": "yarn", "factor": 2.0})),
-        ("llama32", "rope_scaling", json!({"rope_type": "llama3", "factor": 2.0})),
+        (
+            "llama32",
+            "rope_scaling",
+            json!({"rope_type": "yarn", "factor": 2.0}),
+        ),
+        (
+            "llama32",
+            "rope_scaling",
+            json!({"rope_type": "llama3", "factor": 2.0}),
+        ),
         ("llama32", "partial_rotary_factor", json!(0.5)),
         ("llama32", "quantization_config", json!({"bits": 4})),
         ("llama32", "sliding_window", json!(8)),
@@ -286,7 +352,9 @@ fn settings_are_refused_by_name() {
         Err(ModelError::MissingSetting { name, .. }) => assert_eq!(name, "hidden_size"),
         other => panic!("{other:?}"),
     }
-    match with_settings("mistral", |settings| settings["model_type"] = json!("mamba")) {
+    match with_settings("mistral", |settings| {
+        settings["model_type"] = json!("mamba")
+    }) {
         Err(ModelError::UnknownArchitecture { model_type, .. }) => assert_eq!(model_type, "mamba"),
         other => panic!("{other:?}"),
     }
@@ -309,11 +377,19 @@ fn saved_models_load_again_bit_for_bit() {
         for name in MODELS {
             let model = load(name, &device);
             let folder = tempfile::tempdir().unwrap();
-            let special = rldp_models::SpecialTokens { bos: Some(1), eos: vec![2, 3], pad: None };
+            let special = rldp_models::SpecialTokens {
+                bos: Some(1),
+                eos: vec![2, 3],
+                pad: None,
+            };
             model.save(folder.path(), &special).unwrap();
             let again = CausalLm::load(folder.path(), &device, |_| {}).unwrap();
             assert_eq!(again.special_tokens, special);
-            assert_eq!(again.model.to_settings(), model.to_settings(), "{backend} {name}");
+            assert_eq!(
+                again.model.to_settings(),
+                model.to_settings(),
+                "{backend} {name}"
+            );
             let found = again.model.host_weights().unwrap();
             assert_eq!(found, model.host_weights().unwrap(), "{backend} {name}");
         }

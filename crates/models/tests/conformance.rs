@@ -43,9 +43,13 @@ fn check_outputs(
         let worst = max_difference(&losses, &io["loss_per_example_f64"].values, |_| true);
         assert!(worst < LOSS, "{case}: losses differ by {worst:e}");
         let tokens = model.per_example_token_loss(&batch);
-        let mean = values(tokens.sums).iter().sum::<f64>() / values(tokens.counts).iter().sum::<f64>();
+        let mean =
+            values(tokens.sums).iter().sum::<f64>() / values(tokens.counts).iter().sum::<f64>();
         let worst = (mean - io["loss_mean_over_tokens"].values[0]).abs();
-        assert!(worst < LOSS, "{case}: mean over tokens differs by {worst:e}");
+        assert!(
+            worst < LOSS,
+            "{case}: mean over tokens differs by {worst:e}"
+        );
     }
 }
 
@@ -77,10 +81,18 @@ fn other_file_forms_load_to_the_same_model() {
             for (config, weights) in forms {
                 let folder = tempfile::tempdir().unwrap();
                 std::fs::copy(source.join(config), folder.path().join("config.json")).unwrap();
-                std::fs::copy(source.join(weights), folder.path().join("model.safetensors"))
-                    .unwrap();
+                std::fs::copy(
+                    source.join(weights),
+                    folder.path().join("model.safetensors"),
+                )
+                .unwrap();
                 let model = load_folder(folder.path(), &device);
-                check_outputs(&format!("{backend} {name} {config} {weights}"), &model, &io, &io);
+                check_outputs(
+                    &format!("{backend} {name} {config} {weights}"),
+                    &model,
+                    &io,
+                    &io,
+                );
                 cases += 1;
             }
         }
@@ -162,7 +174,10 @@ fn per_example_gradients_norms_and_clipped_sums_agree() {
             let text = std::fs::read_to_string(folder.join("lora_norms.json")).unwrap();
             let norms: serde_json::Value = serde_json::from_str(&text).unwrap();
             let found = gradients(name, &device);
-            assert!(found.keys().eq(expected.keys()), "{backend} {name}: other tensors");
+            assert!(
+                found.keys().eq(expected.keys()),
+                "{backend} {name}: other tensors"
+            );
             let examples = expected.values().next().unwrap().shape[0];
             let slice = |golden: &Golden, example: usize| {
                 let size = golden.values.len() / examples;
@@ -183,7 +198,10 @@ fn per_example_gradients_norms_and_clipped_sums_agree() {
                     let (ours, theirs) = (slice(&found[key], example), slice(golden, example));
                     let worst = max_difference(&ours, &theirs, |_| true);
                     let limit = GRADIENT * norm(&theirs);
-                    assert!(worst <= limit, "{backend} {name} {key} [{example}]: {worst:e}");
+                    assert!(
+                        worst <= limit,
+                        "{backend} {name} {key} [{example}]: {worst:e}"
+                    );
                     let expected = norms["tensor_norm"][key][example].as_f64().unwrap();
                     close(norm(&ours), expected, key);
                     squares[example] += norm(&ours).powi(2);

@@ -43,7 +43,11 @@ fn greedy_with_cache_equals_the_uncached_forward() {
             let cached = generate(&model, &prompt, &options, &device, &mut rng(), go_on).unwrap();
             let mut tokens = prompt.to_vec();
             for token in &cached {
-                assert_eq!(*token, argmax(&last_logits(&model, &tokens, &device)), "{backend} {name}");
+                assert_eq!(
+                    *token,
+                    argmax(&last_logits(&model, &tokens, &device)),
+                    "{backend} {name}"
+                );
                 tokens.push(*token);
             }
             assert_eq!(cached.len(), 30);
@@ -60,17 +64,32 @@ fn sampling_obeys_its_options() {
             generate(&model, &[1, 2, 3], options, &device, &mut rng, go_on).unwrap()
         };
         let greedy = sample(&GenerationOptions::greedy(8), 1);
-        let base = GenerationOptions { max_new_tokens: 8, ..Default::default() };
-        let one = GenerationOptions { top_k: Some(1), ..base.clone() };
+        let base = GenerationOptions {
+            max_new_tokens: 8,
+            ..Default::default()
+        };
+        let one = GenerationOptions {
+            top_k: Some(1),
+            ..base.clone()
+        };
         assert_eq!(sample(&one, 2), greedy);
-        let narrow = GenerationOptions { top_p: 1e-9, ..base.clone() };
+        let narrow = GenerationOptions {
+            top_p: 1e-9,
+            ..base.clone()
+        };
         assert_eq!(sample(&narrow, 3), greedy);
-        let cold = GenerationOptions { temperature: 1e-4, ..base.clone() };
+        let cold = GenerationOptions {
+            temperature: 1e-4,
+            ..base.clone()
+        };
         assert_eq!(sample(&cold, 4), greedy);
         assert_eq!(sample(&base, 5), sample(&base, 5), "same seed, same text");
         assert_ne!(sample(&base, 5), sample(&base, 6), "other seed, other text");
 
-        let stop = GenerationOptions { stop_tokens: vec![greedy[3]], ..GenerationOptions::greedy(8) };
+        let stop = GenerationOptions {
+            stop_tokens: vec![greedy[3]],
+            ..GenerationOptions::greedy(8)
+        };
         let before = greedy.iter().position(|token| *token == greedy[3]).unwrap();
         assert_eq!(sample(&stop, 1), greedy[..before]);
 
@@ -80,7 +99,10 @@ fn sampling_obeys_its_options() {
         let total: f64 = logits.iter().map(|logit| logit.exp()).sum();
         let draws = 2000;
         let mut counts = vec![0.0; logits.len()];
-        let first = GenerationOptions { max_new_tokens: 1, ..base };
+        let first = GenerationOptions {
+            max_new_tokens: 1,
+            ..base
+        };
         for seed in 0..draws {
             counts[sample(&first, seed)[0] as usize] += 1.0;
         }
@@ -96,7 +118,10 @@ fn sampling_obeys_its_options() {
                 (count - expected).powi(2) / expected
             })
             .sum();
-        assert!(degrees > 5 && statistic < 80.0, "{statistic} over {degrees} tokens");
+        assert!(
+            degrees > 5 && statistic < 80.0,
+            "{statistic} over {degrees} tokens"
+        );
     }
 }
 
@@ -125,18 +150,50 @@ fn generation_ends_where_the_positions_end() {
         generate(&model, prompt, options, &device, &mut rng(), go_on)
     };
     // Eight positions are read; the last of them still predicts one token more.
-    assert_eq!(run(&[1, 2, 3], &GenerationOptions::greedy(100)).unwrap().len(), 6);
+    assert_eq!(
+        run(&[1, 2, 3], &GenerationOptions::greedy(100))
+            .unwrap()
+            .len(),
+        6
+    );
     let greedy = GenerationOptions::greedy(1);
     assert!(matches!(
         run(&[1; 9], &greedy),
-        Err(ModelError::ContextTooLong { tokens: 9, positions: 8 })
+        Err(ModelError::ContextTooLong {
+            tokens: 9,
+            positions: 8
+        })
     ));
-    assert!(matches!(run(&[], &greedy), Err(ModelError::InvalidBatch { .. })));
-    assert!(matches!(run(&[20], &greedy), Err(ModelError::TokenOutOfRange { token: 20, .. })));
+    assert!(matches!(
+        run(&[], &greedy),
+        Err(ModelError::InvalidBatch { .. })
+    ));
+    assert!(matches!(
+        run(&[20], &greedy),
+        Err(ModelError::TokenOutOfRange { token: 20, .. })
+    ));
     for (name, options) in [
-        ("temperature", GenerationOptions { temperature: -1.0, ..greedy.clone() }),
-        ("top_p", GenerationOptions { top_p: 0.0, ..greedy.clone() }),
-        ("top_k", GenerationOptions { top_k: Some(0), ..greedy.clone() }),
+        (
+            "temperature",
+            GenerationOptions {
+                temperature: -1.0,
+                ..greedy.clone()
+            },
+        ),
+        (
+            "top_p",
+            GenerationOptions {
+                top_p: 0.0,
+                ..greedy.clone()
+            },
+        ),
+        (
+            "top_k",
+            GenerationOptions {
+                top_k: Some(0),
+                ..greedy.clone()
+            },
+        ),
     ] {
         match run(&[1], &options) {
             Err(ModelError::InvalidOption { name: found, .. }) => assert_eq!(found, name),
@@ -156,7 +213,10 @@ fn stories260k_continues_as_its_readme_says() {
     );
     let folder = root.join("models/stories260k");
     if !folder.is_dir() {
-        println!("NOT CHECKED: no stories260k in {} (set RLDP_SHARED)", folder.display());
+        println!(
+            "NOT CHECKED: no stories260k in {} (set RLDP_SHARED)",
+            folder.display()
+        );
         return;
     }
     for (backend, device) in devices() {
@@ -168,7 +228,10 @@ fn stories260k_continues_as_its_readme_says() {
         let made = generate(&loaded.model, &prompt, &options, &device, &mut rng(), go_on).unwrap();
         let text = tokenizer.decode(&[prompt, made].concat()).unwrap();
         let continuation = text.strip_prefix("Once upon a time").unwrap();
-        assert!(continuation.starts_with(EXPECTED), "{backend}: {continuation}");
+        assert!(
+            continuation.starts_with(EXPECTED),
+            "{backend}: {continuation}"
+        );
         println!("{backend}: stories260k continues as expected");
     }
 }

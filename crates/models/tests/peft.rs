@@ -7,7 +7,7 @@ use std::path::Path;
 
 use common::{MODELS, devices, golden_batch, load, model_folder, read_all, values};
 use rldp_lora::peft::{load_adapter, save_adapter};
-use rldp_lora::{LoraConfig, LoraError, add_lora, adapter_parameters, merge_adapters, remove_lora};
+use rldp_lora::{LoraConfig, LoraError, adapter_parameters, add_lora, merge_adapters, remove_lora};
 use rldp_models::{CausalLm, LanguageModel, ModelError};
 use serde_json::{Value, json};
 
@@ -27,7 +27,10 @@ fn a_peft_adapter_comes_back_as_the_same_bytes_under_the_same_names() {
             let weights = "adapter_model.safetensors";
             let (ours, theirs) = (folder.path().join(weights), source.join(weights));
             let (ours, theirs) = (read_all(&ours), read_all(&theirs));
-            assert!(ours.keys().eq(theirs.keys()), "{backend} {name}: other names");
+            assert!(
+                ours.keys().eq(theirs.keys()),
+                "{backend} {name}: other names"
+            );
             for (key, golden) in &theirs {
                 assert_eq!(ours[key].shape, golden.shape, "{backend} {name} {key}");
                 assert_eq!(ours[key].values, golden.values, "{backend} {name} {key}");
@@ -52,10 +55,18 @@ fn a_peft_adapter_comes_back_as_the_same_bytes_under_the_same_names() {
 fn fresh_adapters_change_nothing_and_depend_on_seed_and_name_only() {
     for (backend, device) in devices() {
         let base = load("llama32", &device);
-        let batch = golden_batch(&read_all(&model_folder("llama32").join("io.safetensors")), &device);
+        let batch = golden_batch(
+            &read_all(&model_folder("llama32").join("io.safetensors")),
+            &device,
+        );
         let make = |targets: &[&str], seed| {
             let mut model = base.clone();
-            add_lora(&mut model, &LoraConfig::new(4, targets.iter().copied()), seed).unwrap();
+            add_lora(
+                &mut model,
+                &LoraConfig::new(4, targets.iter().copied()),
+                seed,
+            )
+            .unwrap();
             model
         };
         let all = make(&["all-linear"], 9);
@@ -63,7 +74,10 @@ fn fresh_adapters_change_nothing_and_depend_on_seed_and_name_only() {
         let (expected, found) = (base.per_example_loss(&batch), all.per_example_loss(&batch));
         assert_eq!(values(expected), values(found), "{backend}");
         let few = make(&["q_proj", "layers.1.mlp.up_proj"], 9);
-        let names: Vec<String> = adapter_parameters(&few).into_iter().map(|a| a.name).collect();
+        let names: Vec<String> = adapter_parameters(&few)
+            .into_iter()
+            .map(|a| a.name)
+            .collect();
         assert_eq!(
             names,
             [
@@ -74,7 +88,10 @@ fn fresh_adapters_change_nothing_and_depend_on_seed_and_name_only() {
         );
         let a_of = |model: &CausalLm, name: &str| {
             let list = rldp_lora::adapters(model).layers;
-            let adapter = list.into_iter().find(|adapter| adapter.name == name).unwrap();
+            let adapter = list
+                .into_iter()
+                .find(|adapter| adapter.name == name)
+                .unwrap();
             values(adapter.a.val())
         };
         let same = a_of(&few, &names[1]);
@@ -85,15 +102,26 @@ fn fresh_adapters_change_nothing_and_depend_on_seed_and_name_only() {
         // Pinned: a change breaks reproducibility and belongs in the changelog.
         let pinned = a_of(&few, &names[0]);
         let expected = [0.005_345_484_7, 0.085_664_644, 0.070_492_014];
-        assert!(pinned.iter().zip(expected).all(|(found, pin)| (found - pin).abs() < 1e-7));
+        assert!(
+            pinned
+                .iter()
+                .zip(expected)
+                .all(|(found, pin)| (found - pin).abs() < 1e-7)
+        );
     }
 }
 
 #[test]
 fn scaling_follows_rank_and_kind() {
-    let config = LoraConfig { alpha: 16.0, ..LoraConfig::new(4, ["x"]) };
+    let config = LoraConfig {
+        alpha: 16.0,
+        ..LoraConfig::new(4, ["x"])
+    };
     assert_eq!(config.scaling(), 4.0);
-    let stable = LoraConfig { use_rslora: true, ..config };
+    let stable = LoraConfig {
+        use_rslora: true,
+        ..config
+    };
     assert_eq!(stable.scaling(), 8.0);
 }
 
@@ -110,9 +138,17 @@ fn dropout_acts_while_training_only() {
             adapter.dropout = 0.5;
         }
         rldp_lora::set_adapters(&mut model, adapters).unwrap();
-        assert_eq!(values(model.per_example_loss(&batch)), plain, "{backend}: at rest");
+        assert_eq!(
+            values(model.per_example_loss(&batch)),
+            plain,
+            "{backend}: at rest"
+        );
         let expanded = rldp_lora::expand_adapters(&model, batch.examples()).unwrap();
-        assert_ne!(values(expanded.per_example_loss(&batch)), plain, "{backend}: training");
+        assert_ne!(
+            values(expanded.per_example_loss(&batch)),
+            plain,
+            "{backend}: training"
+        );
     }
 }
 
@@ -129,8 +165,20 @@ fn wrong_uses_are_refused() {
     }
     for (name, config) in [
         ("rank", LoraConfig::new(0, ["c_attn"])),
-        ("alpha", LoraConfig { alpha: f64::NAN, ..LoraConfig::new(1, ["c_attn"]) }),
-        ("dropout", LoraConfig { dropout: 1.0, ..LoraConfig::new(1, ["c_attn"]) }),
+        (
+            "alpha",
+            LoraConfig {
+                alpha: f64::NAN,
+                ..LoraConfig::new(1, ["c_attn"])
+            },
+        ),
+        (
+            "dropout",
+            LoraConfig {
+                dropout: 1.0,
+                ..LoraConfig::new(1, ["c_attn"])
+            },
+        ),
         ("target_modules", LoraConfig::new(1, Vec::<String>::new())),
     ] {
         match add_lora(&mut model, &config, 1) {
@@ -138,27 +186,54 @@ fn wrong_uses_are_refused() {
             other => panic!("{other:?}"),
         }
     }
-    assert!(adapter_parameters(&model).is_empty(), "refusals leave the model alone");
-    assert!(matches!(rldp_lora::expand_adapters(&model, 2), Err(LoraError::NoAdapters)));
-    assert!(matches!(merge_adapters(&mut model), Err(LoraError::NoAdapters)));
+    assert!(
+        adapter_parameters(&model).is_empty(),
+        "refusals leave the model alone"
+    );
+    assert!(matches!(
+        rldp_lora::expand_adapters(&model, 2),
+        Err(LoraError::NoAdapters)
+    ));
+    assert!(matches!(
+        merge_adapters(&mut model),
+        Err(LoraError::NoAdapters)
+    ));
 
     let config = LoraConfig::new(4, ["c_attn"]);
     add_lora(&mut model, &config, 1).unwrap();
-    assert!(matches!(add_lora(&mut model, &config, 1), Err(LoraError::AlreadyAdapted { .. })));
-    assert!(matches!(rldp_lora::expand_adapters(&model, 0), Err(LoraError::EmptyBatch)));
+    assert!(matches!(
+        add_lora(&mut model, &config, 1),
+        Err(LoraError::AlreadyAdapted { .. })
+    ));
+    assert!(matches!(
+        rldp_lora::expand_adapters(&model, 0),
+        Err(LoraError::EmptyBatch)
+    ));
     let mut expanded = rldp_lora::expand_adapters(&model, 3).unwrap();
-    assert!(matches!(merge_adapters(&mut expanded), Err(LoraError::Expanded { examples: 3, .. })));
+    assert!(matches!(
+        merge_adapters(&mut expanded),
+        Err(LoraError::Expanded { examples: 3, .. })
+    ));
     let folder = tempfile::tempdir().unwrap();
     let saved = save_adapter(&expanded, &config, None, folder.path());
-    assert!(matches!(saved, Err(LoraError::Expanded { examples: 3, .. })));
+    assert!(matches!(
+        saved,
+        Err(LoraError::Expanded { examples: 3, .. })
+    ));
     let other = LoraConfig::new(8, ["c_attn"]);
     let saved = save_adapter(&model, &other, None, folder.path());
     assert!(matches!(saved, Err(LoraError::InvalidSetting { .. })));
     let saved = model.save(folder.path(), &Default::default());
     assert!(matches!(saved, Err(ModelError::UnmergedAdapters)));
     merge_adapters(&mut model).unwrap();
-    assert!(matches!(merge_adapters(&mut model), Err(LoraError::MergeState { .. })));
-    assert!(matches!(remove_lora(&mut model), Err(LoraError::MergeState { .. })));
+    assert!(matches!(
+        merge_adapters(&mut model),
+        Err(LoraError::MergeState { .. })
+    ));
+    assert!(matches!(
+        remove_lora(&mut model),
+        Err(LoraError::MergeState { .. })
+    ));
     let expanded = rldp_lora::expand_adapters(&model, 2);
     assert!(matches!(expanded, Err(LoraError::MergeState { .. })));
 }

@@ -11,8 +11,8 @@ use common::{
     single, values,
 };
 use rldp_lora::{
-    AdapterGradients, LoraConfig, adapter_gradients_params, adapter_parameters, adapters,
-    add_lora, expand_adapters, peft::load_adapter, per_example_gradients, set_adapters,
+    AdapterGradients, LoraConfig, adapter_gradients_params, adapter_parameters, adapters, add_lora,
+    expand_adapters, peft::load_adapter, per_example_gradients, set_adapters,
 };
 use rldp_models::{Batch, CausalLm, Gpt2, Gpt2Config, LanguageModel, Row};
 
@@ -72,10 +72,18 @@ fn padding_and_neighbours_change_nothing() {
             assert_eq!(values(padded.counts()), [28.0, 5.0]);
             let losses = values(model.per_example_loss(&padded));
             let loss = values(model.per_example_loss(&alone))[0];
-            assert!((losses[1] - loss).abs() < 2e-6, "{backend} {name}: {losses:?} {loss}");
+            assert!(
+                (losses[1] - loss).abs() < 2e-6,
+                "{backend} {name}: {losses:?} {loss}"
+            );
             for (all, alone) in run(&model, &padded).iter().zip(run(&model, &alone)) {
                 let slice = all.b.clone().narrow(0, 1, 1);
-                assert_close(slice, alone.b, 5e-6, &format!("{backend} {name} {}", alone.name));
+                assert_close(
+                    slice,
+                    alone.b,
+                    5e-6,
+                    &format!("{backend} {name} {}", alone.name),
+                );
             }
         }
     }
@@ -86,11 +94,26 @@ fn rows_without_targets_have_zero_loss_and_gradient() {
     for (backend, device) in devices() {
         let mut model = load("llama32", &device);
         load_adapter(&mut model, &model_folder("llama32").join("adapter")).unwrap();
-        let rows = [Row::new(vec![4]), Row { tokens: vec![4, 5], prompt: 2 }];
+        let rows = [
+            Row::new(vec![4]),
+            Row {
+                tokens: vec![4, 5],
+                prompt: 2,
+            },
+        ];
         let batch = Batch::from_rows(&rows, &device).unwrap();
-        assert_eq!(values(model.per_example_loss(&batch)), [0.0, 0.0], "{backend}");
+        assert_eq!(
+            values(model.per_example_loss(&batch)),
+            [0.0, 0.0],
+            "{backend}"
+        );
         for gradient in run(&model, &batch) {
-            assert_eq!(norm(&values(gradient.b)), 0.0, "{backend} {}", gradient.name);
+            assert_eq!(
+                norm(&values(gradient.b)),
+                0.0,
+                "{backend} {}",
+                gradient.name
+            );
         }
     }
 }
@@ -100,7 +123,10 @@ fn freezing_a_leaves_its_gradient_out_and_the_other_as_it_was() {
     for (backend, device) in devices() {
         let base = load("gpt2", &device);
         let config = LoraConfig::new(3, ["c_attn", "mlp.c_proj"]);
-        let frozen = LoraConfig { freeze_a: true, ..config.clone() };
+        let frozen = LoraConfig {
+            freeze_a: true,
+            ..config.clone()
+        };
         let batch = Batch::from_rows(&[Row::new(vec![1, 2, 3]), Row::new(vec![4, 5])], &device);
         let batch = batch.unwrap();
         let run = |config: &LoraConfig| {
@@ -163,14 +189,24 @@ fn full_parameter_gradients_agree_with_the_reference() {
     let reference: serde_json::Value = serde_json::from_str(&text).unwrap();
     for (backend, device) in devices() {
         let model = load("gpt2", &device).unfreeze().train();
-        let batch = golden_batch(&read_all(&model_folder("gpt2").join("io.safetensors")), &device);
+        let batch = golden_batch(
+            &read_all(&model_folder("gpt2").join("io.safetensors")),
+            &device,
+        );
         for row in 0..batch.examples() {
             let loss = model.per_example_loss(&single(&batch, row)).mean();
             let found = values(loss.clone().detach())[0];
             let expected = reference["per_example_loss"][row].as_f64().unwrap();
-            assert!((found - expected).abs() < 5e-6, "{backend} [{row}]: {found}");
+            assert!(
+                (found - expected).abs() < 5e-6,
+                "{backend} [{row}]: {found}"
+            );
             let gradients = GradientsParams::from_grads(loss.backward(), &model);
-            let mut norms = SquaredNorms { gradients: &gradients, total: 0.0, missing: 0 };
+            let mut norms = SquaredNorms {
+                gradients: &gradients,
+                total: 0.0,
+                missing: 0,
+            };
             model.visit(&mut norms);
             assert_eq!(norms.missing, 0, "{backend}: parameters without gradient");
             let expected = reference["global_norm"][row].as_f64().unwrap();
@@ -196,7 +232,11 @@ fn a_model_trained_from_nothing_learns_and_survives_saving() {
             let gradients = GradientsParams::from_grads(loss.backward(), &model);
             model = optimizer.step(1e-2, model, gradients);
         }
-        assert!((losses[0] - 30f64.ln()).abs() < 0.3, "{backend}: starts at {}", losses[0]);
+        assert!(
+            (losses[0] - 30f64.ln()).abs() < 0.3,
+            "{backend}: starts at {}",
+            losses[0]
+        );
         assert!(losses[59] < 0.5, "{backend}: ends at {}", losses[59]);
         let model = model.valid();
         let folder = tempfile::tempdir().unwrap();

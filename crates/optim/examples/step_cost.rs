@@ -4,14 +4,20 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Distribution, Tensor};
 use rldp_optim::{
-    Accumulator, GroupGradients, Kernel, OptimError, PerExampleGradients, RowMap, SecureRandom, StepPlan,
+    Accumulator, GroupGradients, Kernel, OptimError, PerExampleGradients, RowMap, SecureRandom,
+    StepPlan,
 };
 
 fn main() -> Result<(), OptimError> {
     let device = Device::default();
     // LoRA of rank 8 on c_attn: layers, width, batch.
-    for (name, layers, width, batch) in [("mini", 4, 256, 32), ("gpt2s", 12, 768, 8), ("gpt2s, batch 32", 12, 768, 32)] {
-        let random = |shape: [usize; 3]| Tensor::<3>::random(shape, Distribution::Normal(0.0, 1.0), &device);
+    for (name, layers, width, batch) in [
+        ("mini", 4, 256, 32),
+        ("gpt2s", 12, 768, 8),
+        ("gpt2s, batch 32", 12, 768, 32),
+    ] {
+        let random =
+            |shape: [usize; 3]| Tensor::<3>::random(shape, Distribution::Normal(0.0, 1.0), &device);
         let groups = (0..layers)
             .map(|layer| {
                 GroupGradients::new(format!("layer {layer}"))

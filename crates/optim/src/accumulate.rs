@@ -31,7 +31,11 @@ impl Accumulator {
             Some(_) => Some(CentredSum::new(plan.telemetry().loss_bound)?),
             None => None,
         };
-        Ok(Self { sum: ClippedSum::new(layout, &plan.clips()?)?, plan: plan.clone(), loss })
+        Ok(Self {
+            sum: ClippedSum::new(layout, &plan.clips()?)?,
+            plan: plan.clone(),
+            loss,
+        })
     }
 
     /// Uses this implementation of the kernels rather than the fastest for the device.
@@ -58,7 +62,11 @@ impl Accumulator {
         let losses = match (&self.loss, losses) {
             (None, None) => Vec::new(),
             (Some(_), Some(losses)) => read("losses", losses.into_inner().inner())?,
-            (planned, _) => return Err(OptimError::LossTelemetry { planned: planned.is_some() }),
+            (planned, _) => {
+                return Err(OptimError::LossTelemetry {
+                    planned: planned.is_some(),
+                });
+            }
         };
         if self.loss.is_some() {
             same_length("losses", rows.rows(), losses.len())?;
@@ -66,7 +74,12 @@ impl Accumulator {
         self.sum.add(gradients)?;
         if let Some(sum) = &mut self.loss {
             for unit in 0..rows.units() {
-                sum.add(rows.unit(unit).iter().map(|&(row, weight)| f64::from(weight) * losses[row]).sum());
+                sum.add(
+                    rows.unit(unit)
+                        .iter()
+                        .map(|&(row, weight)| f64::from(weight) * losses[row])
+                        .sum(),
+                );
             }
         }
         Ok(())
@@ -80,16 +93,29 @@ impl Accumulator {
     ///
     /// # Errors
     /// None for a plan that was built; checks of the parts are passed on.
-    pub fn release(self, random: &mut dyn Random, device: &Device) -> Result<StepRelease, OptimError> {
+    pub fn release(
+        self,
+        random: &mut dyn Random,
+        device: &Device,
+    ) -> Result<StepRelease, OptimError> {
         let batch = self.plan.expected_batch();
         let clipped_fractions = self.plan.clip_count_noise().map(|noise| {
             // Bits of +-1/2 are half a grid each way.
-            let mut counts: Vec<i64> =
-                self.sum.clip_balance().iter().map(|&balance| balance.saturating_mul((GRID / 2.0) as i64)).collect();
+            let mut counts: Vec<i64> = self
+                .sum
+                .clip_balance()
+                .iter()
+                .map(|&balance| balance.saturating_mul((GRID / 2.0) as i64))
+                .collect();
             add_grid_noise(&mut counts, noise * GRID, random);
-            let values =
-                counts.into_iter().map(|count| Released::new(0.5 + count as f64 / GRID / batch)).collect();
-            ClippedFractions { values, noise_std: noise / batch }
+            let values = counts
+                .into_iter()
+                .map(|count| Released::new(0.5 + count as f64 / GRID / batch))
+                .collect();
+            ClippedFractions {
+                values,
+                noise_std: noise / batch,
+            }
         });
         let mean_loss = match (self.loss, self.plan.loss_noise_multiplier()) {
             (Some(sum), Some(sigma)) => {
@@ -99,7 +125,9 @@ impl Accumulator {
             _ => None,
         };
         let private = random.is_private();
-        let groups = self.sum.release(self.plan.group_noise_multipliers(), batch, random, device)?;
+        let groups =
+            self.sum
+                .release(self.plan.group_noise_multipliers(), batch, random, device)?;
         Ok(StepRelease {
             groups,
             clipped_fractions,

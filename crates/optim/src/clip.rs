@@ -130,7 +130,11 @@ impl ClippedSum {
         }
         same_length("clipping norms", layout.groups.len(), clips.len())?;
         Ok(Self {
-            sums: layout.groups.iter().map(|group| vec![0; group.dimension()]).collect(),
+            sums: layout
+                .groups
+                .iter()
+                .map(|group| vec![0; group.dimension()])
+                .collect(),
             clip_balance: vec![0; clips.len()],
             layout: layout.clone(),
             clips: clips.to_vec(),
@@ -164,13 +168,18 @@ impl ClippedSum {
             let mut squares = vec![0.0; units];
             for tensor in &group.tensors {
                 let kernel = self.kernel_for(tensor);
-                for (sum, square) in squares.iter_mut().zip(kernel.squared_norms(tensor, &gradients.rows)?) {
+                for (sum, square) in squares
+                    .iter_mut()
+                    .zip(kernel.squared_norms(tensor, &gradients.rows)?)
+                {
                     *sum += square;
                 }
             }
             norms.push(squares.into_iter().map(f64::sqrt).collect::<Vec<f64>>());
         }
-        let sound: Vec<bool> = (0..units).map(|unit| norms.iter().all(|norms| norms[unit].is_finite())).collect();
+        let sound: Vec<bool> = (0..units)
+            .map(|unit| norms.iter().all(|norms| norms[unit].is_finite()))
+            .collect();
         for (index, group) in gradients.groups.iter().enumerate() {
             let clip = self.clips[index];
             let mut factors = Vec::with_capacity(units);
@@ -182,7 +191,12 @@ impl ClippedSum {
             for tensor in &group.tensors {
                 let end = start + tensor.dims()[1];
                 let kernel = self.kernel_for(tensor);
-                kernel.add_scaled(tensor, &gradients.rows, &factors, &mut self.sums[index][start..end])?;
+                kernel.add_scaled(
+                    tensor,
+                    &gradients.rows,
+                    &factors,
+                    &mut self.sums[index][start..end],
+                )?;
                 start = end;
             }
         }
@@ -190,7 +204,8 @@ impl ClippedSum {
     }
 
     fn kernel_for(&self, tensor: &Tensor<2>) -> Kernel {
-        self.kernel.unwrap_or_else(|| Kernel::for_device(&tensor.device()))
+        self.kernel
+            .unwrap_or_else(|| Kernel::for_device(&tensor.device()))
     }
 
     /// Adds noise of standard deviation `noise_multipliers[l] * C_l` to every coordinate of group l and divides by `divisor`.
@@ -208,13 +223,23 @@ impl ClippedSum {
         random: &mut dyn Random,
         device: &Device,
     ) -> Result<Vec<NoisyGroup>, OptimError> {
-        same_length("noise multipliers", self.clips.len(), noise_multipliers.len())?;
+        same_length(
+            "noise multipliers",
+            self.clips.len(),
+            noise_multipliers.len(),
+        )?;
         positive("the divisor of a sum", divisor)?;
         for &sigma in noise_multipliers {
             check_noise_multiplier(sigma)?;
         }
         let device = device.clone().inner();
-        let groups = self.layout.groups.into_iter().zip(self.sums).zip(self.clips).zip(noise_multipliers);
+        let groups = self
+            .layout
+            .groups
+            .into_iter()
+            .zip(self.sums)
+            .zip(self.clips)
+            .zip(noise_multipliers);
         Ok(groups
             .map(|(((group, mut sum), clip), &sigma)| {
                 add_grid_noise(&mut sum, sigma * GRID, random);
@@ -224,13 +249,19 @@ impl ClippedSum {
                     .widths
                     .iter()
                     .map(|&width| {
-                        let values: Vec<f32> =
-                            sum[start..start + width].iter().map(|&value| (value as f64 * step) as f32).collect();
+                        let values: Vec<f32> = sum[start..start + width]
+                            .iter()
+                            .map(|&value| (value as f64 * step) as f32)
+                            .collect();
                         start += width;
                         Tensor::from_data(TensorData::new(values, [width]), &device)
                     })
                     .collect();
-                NoisyGroup { name: group.name, gradients, noise_std: sigma * clip.norm / divisor }
+                NoisyGroup {
+                    name: group.name,
+                    gradients,
+                    noise_std: sigma * clip.norm / divisor,
+                }
             })
             .collect())
     }
@@ -244,7 +275,10 @@ impl ClippedSum {
     #[cfg(test)]
     pub(crate) fn raw(&self, group: usize) -> Vec<f64> {
         let step = self.clips[group].norm / GRID;
-        self.sums[group].iter().map(|&value| value as f64 * step).collect()
+        self.sums[group]
+            .iter()
+            .map(|&value| value as f64 * step)
+            .collect()
     }
 }
 
@@ -253,7 +287,11 @@ pub(crate) fn check_noise_multiplier(sigma: f64) -> Result<(), OptimError> {
     if sigma > 0.0 && sigma <= 1e6 {
         Ok(())
     } else {
-        Err(OptimError::OutOfRange { what: "a noise multiplier", value: sigma, range: "in (0, 1e6]" })
+        Err(OptimError::OutOfRange {
+            what: "a noise multiplier",
+            value: sigma,
+            range: "in (0, 1e6]",
+        })
     }
 }
 

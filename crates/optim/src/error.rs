@@ -89,11 +89,27 @@ pub(crate) fn positive(what: &'static str, value: f64) -> Result<f64, OptimError
     if value > 0.0 && value.is_finite() {
         Ok(value)
     } else {
-        Err(OptimError::OutOfRange { what, value, range: "positive and finite" })
+        Err(OptimError::OutOfRange {
+            what,
+            value,
+            range: "positive and finite",
+        })
     }
 }
 
 /// Refuses two lengths that differ.
-pub(crate) fn same_length(what: &'static str, expected: usize, found: usize) -> Result<(), OptimError> {
-    if expected == found { Ok(()) } else { Err(OptimError::LengthMismatch { what, expected, found }) }
+pub(crate) fn same_length(
+    what: &'static str,
+    expected: usize,
+    found: usize,
+) -> Result<(), OptimError> {
+    if expected == found {
+        Ok(())
+    } else {
+        Err(OptimError::LengthMismatch {
+            what,
+            expected,
+            found,
+        })
+    }
 }

@@ -22,7 +22,10 @@ pub struct GroupGradients {
 impl GroupGradients {
     /// A group from per-example gradients of any rank, whose first dimension is the example.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), tensors: Vec::new() }
+        Self {
+            name: name.into(),
+            tensors: Vec::new(),
+        }
     }
 
     /// Adds a tensor whose first dimension is the row; the others are flattened.
@@ -72,8 +75,18 @@ impl PerExampleGradients {
     /// All tensors in one group of this name, for flat clipping.
     #[must_use]
     pub fn flattened(self, name: &str) -> Self {
-        let tensors = self.groups.into_iter().flat_map(|group| group.tensors).collect();
-        Self { groups: vec![GroupGradients { name: name.to_owned(), tensors }], rows: self.rows }
+        let tensors = self
+            .groups
+            .into_iter()
+            .flat_map(|group| group.tensors)
+            .collect();
+        Self {
+            groups: vec![GroupGradients {
+                name: name.to_owned(),
+                tensors,
+            }],
+            rows: self.rows,
+        }
     }
 
     /// The shapes, which are public.
@@ -85,7 +98,11 @@ impl PerExampleGradients {
                 .iter()
                 .map(|group| GroupLayout {
                     name: group.name.clone(),
-                    widths: group.tensors.iter().map(|tensor| tensor.dims()[1]).collect(),
+                    widths: group
+                        .tensors
+                        .iter()
+                        .map(|tensor| tensor.dims()[1])
+                        .collect(),
                 })
                 .collect(),
         }
@@ -119,8 +136,13 @@ impl GroupLayout {
 impl Layout {
     /// A layout from names and numbers of coordinates.
     pub fn new<N: Into<String>>(groups: impl IntoIterator<Item = (N, Vec<usize>)>) -> Self {
-        let groups =
-            groups.into_iter().map(|(name, widths)| GroupLayout { name: name.into(), widths }).collect();
+        let groups = groups
+            .into_iter()
+            .map(|(name, widths)| GroupLayout {
+                name: name.into(),
+                widths,
+            })
+            .collect();
         Self { groups }
     }
 
@@ -135,7 +157,11 @@ impl Layout {
                     found: group.name.clone(),
                 });
             }
-            same_length("tensors of a gradient group", own.widths.len(), group.tensors.len())?;
+            same_length(
+                "tensors of a gradient group",
+                own.widths.len(),
+                group.tensors.len(),
+            )?;
             for (tensor, (&width, found)) in own.widths.iter().zip(&group.tensors).enumerate() {
                 let found = found.dims();
                 if found[1] != width {
@@ -188,7 +214,11 @@ impl RowMap {
     pub fn summed(unit_of_row: &[Option<usize>], weights: &[f32]) -> Result<Self, OptimError> {
         same_length("row weights", unit_of_row.len(), weights.len())?;
         if let Some(&weight) = weights.iter().find(|weight| !weight.is_finite()) {
-            return Err(OptimError::OutOfRange { what: "a row's weight", value: weight.into(), range: "finite" });
+            return Err(OptimError::OutOfRange {
+                what: "a row's weight",
+                value: weight.into(),
+                range: "finite",
+            });
         }
         let mut position = HashMap::new();
         let mut units: Vec<Vec<(usize, f32)>> = Vec::new();
@@ -221,7 +251,11 @@ impl RowMap {
         }
         let weights: Vec<f32> = unit_of_row
             .iter()
-            .map(|unit| unit.as_ref().and_then(|unit| counts.get(unit)).map_or(0.0, |&n| 1.0 / n as f32))
+            .map(|unit| {
+                unit.as_ref()
+                    .and_then(|unit| counts.get(unit))
+                    .map_or(0.0, |&n| 1.0 / n as f32)
+            })
             .collect();
         // Equal lengths and finite weights by construction; padding alone is a map without units.
         Self::summed(unit_of_row, &weights).unwrap_or_else(|_| Self::padded(0, unit_of_row.len()))

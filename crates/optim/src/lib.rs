@@ -18,9 +18,9 @@ mod private;
 pub mod query;
 pub mod random;
 mod sampling;
+mod steered_adam;
 #[cfg(test)]
 mod tests;
-mod steered_adam;
 
 pub use accumulate::{Accumulator, ClippedFractions, MeanLoss, ReleasedGroup, StepRelease};
 pub use error::OptimError;

@@ -47,14 +47,22 @@ impl ParameterGroups {
 
     /// The groups' names and slots.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[ParameterSlot])> {
-        self.groups.iter().map(|(name, slots)| (name.as_str(), slots.as_slice()))
+        self.groups
+            .iter()
+            .map(|(name, slots)| (name.as_str(), slots.as_slice()))
     }
 
     /// The layout that an [`crate::Accumulator`] needs.
     #[must_use]
     pub fn layout(&self) -> Layout {
         Layout::new(self.groups.iter().map(|(name, slots)| {
-            (name.clone(), slots.iter().map(|slot| slot.shape.iter().product()).collect())
+            (
+                name.clone(),
+                slots
+                    .iter()
+                    .map(|slot| slot.shape.iter().product())
+                    .collect(),
+            )
         }))
     }
 
@@ -73,7 +81,11 @@ impl ParameterGroups {
                     found: group.name.clone(),
                 });
             }
-            same_length("tensors of a released group", slots.len(), group.gradients.len())?;
+            same_length(
+                "tensors of a released group",
+                slots.len(),
+                group.gradients.len(),
+            )?;
             for (slot, gradient) in slots.iter().zip(&group.gradients) {
                 register(&mut gradients, slot, gradient.clone())?;
             }
@@ -91,7 +103,11 @@ pub fn register(
     slot: &ParameterSlot,
     gradient: Tensor<1>,
 ) -> Result<(), OptimError> {
-    same_length("coordinates of a parameter", slot.shape.iter().product(), gradient.dims()[0])?;
+    same_length(
+        "coordinates of a parameter",
+        slot.shape.iter().product(),
+        gradient.dims()[0],
+    )?;
     match *slot.shape.as_slice() {
         [a] => gradients.register(slot.id, gradient.reshape([a])),
         [a, b] => gradients.register(slot.id, gradient.reshape([a, b])),
@@ -99,7 +115,12 @@ pub fn register(
         [a, b, c, d] => gradients.register(slot.id, gradient.reshape([a, b, c, d])),
         [a, b, c, d, e] => gradients.register(slot.id, gradient.reshape([a, b, c, d, e])),
         [a, b, c, d, e, f] => gradients.register(slot.id, gradient.reshape([a, b, c, d, e, f])),
-        _ => return Err(OptimError::Rank { rank: slot.shape.len(), most: 6 }),
+        _ => {
+            return Err(OptimError::Rank {
+                rank: slot.shape.len(),
+                most: 6,
+            });
+        }
     }
     Ok(())
 }
@@ -116,7 +137,10 @@ pub struct DpOptimizer {
 impl DpOptimizer {
     /// Wraps an optimizer (`AdamConfig::new().init()`, say) for these parameters. Parameters outside the groups never move.
     pub fn new(inner: impl Into<ModuleOptimizer>, groups: ParameterGroups) -> Self {
-        Self { inner: inner.into(), groups }
+        Self {
+            inner: inner.into(),
+            groups,
+        }
     }
 
     /// The layout of the parameters' groups.
@@ -157,7 +181,10 @@ struct Slots(Vec<ParameterSlot>);
 impl ModuleVisitor for Slots {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if param.is_require_grad() {
-            self.0.push(ParameterSlot { id: param.id, shape: param.val().dims().to_vec() });
+            self.0.push(ParameterSlot {
+                id: param.id,
+                shape: param.val().dims().to_vec(),
+            });
         }
     }
 }

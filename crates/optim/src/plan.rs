@@ -20,7 +20,11 @@ pub struct Telemetry {
 
 impl Telemetry {
     /// Nothing but the gradient.
-    pub const NONE: Self = Self { clip_counts: 0.0, loss: 0.0, loss_bound: 1.0 };
+    pub const NONE: Self = Self {
+        clip_counts: 0.0,
+        loss: 0.0,
+        loss_bound: 1.0,
+    };
 }
 
 impl Default for Telemetry {
@@ -64,7 +68,11 @@ impl StepPlan {
         clipping_norms: &[f64],
     ) -> Result<Self, OptimError> {
         if !(sampling_rate > 0.0 && sampling_rate <= 1.0) {
-            return Err(OptimError::OutOfRange { what: "the sampling rate", value: sampling_rate, range: "in (0, 1]" });
+            return Err(OptimError::OutOfRange {
+                what: "the sampling rate",
+                value: sampling_rate,
+                range: "in (0, 1]",
+            });
         }
         positive("the population", population as f64)?;
         check_noise_multiplier(noise_multiplier)?;
@@ -120,10 +128,21 @@ impl StepPlan {
 
     /// Computes the noise of every part from the effective noise multiplier.
     fn derived(mut self) -> Result<Self, OptimError> {
-        let Telemetry { clip_counts, loss, loss_bound } = self.telemetry;
-        for (what, value) in [("the clip counts' share", clip_counts), ("the loss's share", loss)] {
+        let Telemetry {
+            clip_counts,
+            loss,
+            loss_bound,
+        } = self.telemetry;
+        for (what, value) in [
+            ("the clip counts' share", clip_counts),
+            ("the loss's share", loss),
+        ] {
             if !(0.0..1.0).contains(&value) {
-                return Err(OptimError::OutOfRange { what, value, range: "in [0, 1)" });
+                return Err(OptimError::OutOfRange {
+                    what,
+                    value,
+                    range: "in [0, 1)",
+                });
             }
         }
         let gradient_share = 1.0 - clip_counts - loss;
@@ -140,9 +159,14 @@ impl StepPlan {
         self.group_noise_multipliers = split(sigma / gradient_share.sqrt(), &self.weights)?;
         let groups = self.clipping_norms.len() as f64;
         // Centred bits: G counts of sensitivity 1/2 each have G / (4 noise^2) of precision.
-        self.clip_count_noise = (clip_counts > 0.0).then(|| sigma * (groups / (4.0 * clip_counts)).sqrt());
+        self.clip_count_noise =
+            (clip_counts > 0.0).then(|| sigma * (groups / (4.0 * clip_counts)).sqrt());
         self.loss_noise_multiplier = (loss > 0.0).then(|| sigma / loss.sqrt());
-        for &sigma in self.group_noise_multipliers.iter().chain(&self.telemetry_noise_multipliers()) {
+        for &sigma in self
+            .group_noise_multipliers
+            .iter()
+            .chain(&self.telemetry_noise_multipliers())
+        {
             check_noise_multiplier(sigma)?;
         }
         Ok(self)
@@ -200,8 +224,13 @@ impl StepPlan {
     /// if the plan releases it.
     #[must_use]
     pub fn telemetry_noise_multipliers(&self) -> Vec<f64> {
-        let counts = self.clip_count_noise.map(|noise| noise / (0.5 * (self.clipping_norms.len() as f64).sqrt()));
-        counts.into_iter().chain(self.loss_noise_multiplier).collect()
+        let counts = self
+            .clip_count_noise
+            .map(|noise| noise / (0.5 * (self.clipping_norms.len() as f64).sqrt()));
+        counts
+            .into_iter()
+            .chain(self.loss_noise_multiplier)
+            .collect()
     }
 
     /// Standard deviation of the noise on each count of clipped units, if any.
@@ -220,7 +249,9 @@ impl StepPlan {
     #[must_use]
     pub fn sensitivity(&self, group: usize, adjacency: Adjacency) -> Option<f64> {
         let norm = *self.clipping_norms.get(group)?;
-        Clip::new(norm, self.rule).ok().map(|clip| clip.sensitivity(adjacency))
+        Clip::new(norm, self.rule)
+            .ok()
+            .map(|clip| clip.sensitivity(adjacency))
     }
 
     /// What an accountant must be told about `steps` steps of this plan.
@@ -228,7 +259,11 @@ impl StepPlan {
     /// # Errors
     /// No steps.
     pub fn segment(&self, steps: u64) -> Result<Segment, OptimError> {
-        Ok(Segment::new(self.sampling_rate, self.noise_multiplier, steps)?)
+        Ok(Segment::new(
+            self.sampling_rate,
+            self.noise_multiplier,
+            steps,
+        )?)
     }
 
     /// The ledger's line for one step of this plan; to be written before the step is released.
@@ -255,6 +290,9 @@ impl StepPlan {
     }
 
     pub(crate) fn clips(&self) -> Result<Vec<Clip>, OptimError> {
-        self.clipping_norms.iter().map(|&norm| Clip::new(norm, self.rule)).collect()
+        self.clipping_norms
+            .iter()
+            .map(|&norm| Clip::new(norm, self.rule))
+            .collect()
     }
 }

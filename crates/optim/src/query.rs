@@ -14,18 +14,30 @@ pub(crate) struct CentredSum {
 
 impl CentredSum {
     pub(crate) fn new(bound: f64) -> Result<Self, OptimError> {
-        Ok(Self { half: 0.5 * positive("the bound of a clipped value", bound)?, total: 0 })
+        Ok(Self {
+            half: 0.5 * positive("the bound of a clipped value", bound)?,
+            total: 0,
+        })
     }
 
     /// Adds one unit's value; one that is not a number counts as the bound.
     pub(crate) fn add(&mut self, value: f64) {
-        let clipped = if value.is_nan() { 2.0 * self.half } else { value.clamp(0.0, 2.0 * self.half) };
+        let clipped = if value.is_nan() {
+            2.0 * self.half
+        } else {
+            value.clamp(0.0, 2.0 * self.half)
+        };
         let steps = ((clipped - self.half) / self.half * GRID).clamp(-GRID, GRID) as i64;
         self.total = self.total.saturating_add(steps);
     }
 
     /// The noisy sum over `divisor`, moved back to `[0, bound]`'s origin, and the standard deviation of its noise.
-    pub(crate) fn release(self, noise_multiplier: f64, divisor: f64, random: &mut dyn Random) -> (Released<f64>, f64) {
+    pub(crate) fn release(
+        self,
+        noise_multiplier: f64,
+        divisor: f64,
+        random: &mut dyn Random,
+    ) -> (Released<f64>, f64) {
         let mut total = [self.total];
         add_grid_noise(&mut total, noise_multiplier * GRID, random);
         let mean = self.half + self.half * (total[0] as f64 / GRID) / divisor;
@@ -81,7 +93,9 @@ pub fn noisy_count(
 ) -> Result<Released<f64>, OptimError> {
     check_noise_multiplier(noise_multiplier)?;
     // Up to 2^33 units fit on the grid.
-    let mut total = [i64::try_from(count.into_inner()).unwrap_or(i64::MAX).saturating_mul(GRID as i64)];
+    let mut total = [i64::try_from(count.into_inner())
+        .unwrap_or(i64::MAX)
+        .saturating_mul(GRID as i64)];
     add_grid_noise(&mut total, noise_multiplier * GRID, random);
     Ok(Released::new(total[0] as f64 / GRID))
 }

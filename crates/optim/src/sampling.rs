@@ -22,9 +22,16 @@ impl PoissonSampler {
     /// [`OptimError::OutOfRange`] for a sampling rate outside (0, 1].
     pub fn new(population: usize, sampling_rate: f64) -> Result<Self, OptimError> {
         if sampling_rate > 0.0 && sampling_rate <= 1.0 {
-            Ok(Self { population, sampling_rate })
+            Ok(Self {
+                population,
+                sampling_rate,
+            })
         } else {
-            Err(OptimError::OutOfRange { what: "the sampling rate", value: sampling_rate, range: "in (0, 1]" })
+            Err(OptimError::OutOfRange {
+                what: "the sampling rate",
+                value: sampling_rate,
+                range: "in (0, 1]",
+            })
         }
     }
 
@@ -42,6 +49,8 @@ impl PoissonSampler {
 
     /// One batch: the included units in ascending order; may be empty.
     pub fn sample(&self, random: &mut dyn Random) -> Vec<usize> {
-        (0..self.population).filter(|_| random.bernoulli(self.sampling_rate)).collect()
+        (0..self.population)
+            .filter(|_| random.bernoulli(self.sampling_rate))
+            .collect()
     }
 }

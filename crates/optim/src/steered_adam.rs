@@ -124,7 +124,10 @@ impl Optimizer for SteeredAdam {
                     + squared.mul_scalar(1.0 - self.beta_2),
             },
         };
-        let direction = state.moment_1.clone().div_scalar(1.0 - state.beta_1_product);
+        let direction = state
+            .moment_1
+            .clone()
+            .div_scalar(1.0 - state.beta_1_product);
         let scale = state
             .moment_2
             .clone()

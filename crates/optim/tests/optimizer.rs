@@ -5,8 +5,8 @@ use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamConfig, SgdConfig};
 use burn::tensor::{Device, Tensor};
 use rldp_optim::{
-    Accumulator, DpOptimizer, GroupGradients, ParameterGroups, PerExampleGradients, RowMap, SecureRandom, SeededRandom,
-    StepPlan,
+    Accumulator, DpOptimizer, GroupGradients, ParameterGroups, PerExampleGradients, RowMap,
+    SecureRandom, SeededRandom, StepPlan,
 };
 
 fn devices() -> Vec<(&'static str, Device)> {
@@ -21,7 +21,13 @@ fn devices() -> Vec<(&'static str, Device)> {
 fn weights(model: &Linear) -> (Vec<f64>, Vec<f64>) {
     (
         model.weight.val().try_into_vec_as().unwrap(),
-        model.bias.as_ref().unwrap().val().try_into_vec_as().unwrap(),
+        model
+            .bias
+            .as_ref()
+            .unwrap()
+            .val()
+            .try_into_vec_as()
+            .unwrap(),
     )
 }
 
@@ -38,12 +44,21 @@ fn sgd_moves_parameters_by_exactly_the_release() {
             .unwrap();
         let before = weights(&model);
         let after = weights(&optimizer.step(0.1, model, &release).unwrap());
-        let noise: Vec<Vec<f64>> =
-            release.groups[0].gradients.iter().map(|g| g.clone().try_into_vec_as().unwrap()).collect();
-        for (before, after, noise) in [(&before.0, &after.0, &noise[0]), (&before.1, &after.1, &noise[1])] {
+        let noise: Vec<Vec<f64>> = release.groups[0]
+            .gradients
+            .iter()
+            .map(|g| g.clone().try_into_vec_as().unwrap())
+            .collect();
+        for (before, after, noise) in [
+            (&before.0, &after.0, &noise[0]),
+            (&before.1, &after.1, &noise[1]),
+        ] {
             assert_eq!(before.len(), noise.len());
             for ((b, a), n) in before.iter().zip(after).zip(noise) {
-                assert!((a - (b - 0.1 * n)).abs() < 1e-6, "{name}: {b} -> {a} by {n}");
+                assert!(
+                    (a - (b - 0.1 * n)).abs() < 1e-6,
+                    "{name}: {b} -> {a} by {n}"
+                );
             }
         }
     }
@@ -54,10 +69,15 @@ fn sgd_moves_parameters_by_exactly_the_release() {
 fn a_private_regression_learns() {
     for (name, device) in devices() {
         let mut model = LinearConfig::new(2, 1).init(&device.clone().autodiff());
-        let mut optimizer = DpOptimizer::new(AdamConfig::new().init(), ParameterGroups::flat("all", &model));
+        let mut optimizer = DpOptimizer::new(
+            AdamConfig::new().init(),
+            ParameterGroups::flat("all", &model),
+        );
         let plan = StepPlan::new(1.0, 64, 0.5, &[1.0]).unwrap();
         let mut random = SeededRandom::new(11);
-        let inputs: Vec<[f32; 2]> = (0..64).map(|i| [(i % 8) as f32 / 4.0 - 0.9, (i / 8) as f32 / 4.0 - 0.9]).collect();
+        let inputs: Vec<[f32; 2]> = (0..64)
+            .map(|i| [(i % 8) as f32 / 4.0 - 0.9, (i / 8) as f32 / 4.0 - 0.9])
+            .collect();
         let target = |x: &[f32; 2]| 0.8 * x[0] - 0.5 * x[1] + 0.3;
         let mut losses = Vec::new();
         for _ in 0..200 {
@@ -70,14 +90,29 @@ fn a_private_regression_learns() {
                 rows.push([error * x[0], error * x[1], error]);
             }
             losses.push(loss);
-            let all = Tensor::<2>::from_data(burn::tensor::TensorData::new(rows.concat(), [64, 3]), &device);
-            let group = GroupGradients::new("all").with(all.clone().slice([0..64, 0..2])).with(all.slice([0..64, 2..3]));
+            let all = Tensor::<2>::from_data(
+                burn::tensor::TensorData::new(rows.concat(), [64, 3]),
+                &device,
+            );
+            let group = GroupGradients::new("all")
+                .with(all.clone().slice([0..64, 0..2]))
+                .with(all.slice([0..64, 2..3]));
             let mut step = Accumulator::begin(&plan, &optimizer.layout()).unwrap();
-            step.add(&PerExampleGradients::new(vec![group], RowMap::one_each(64)).unwrap(), None).unwrap();
-            model = optimizer.step(0.02, model, &step.release(&mut random, &device).unwrap()).unwrap();
+            step.add(
+                &PerExampleGradients::new(vec![group], RowMap::one_each(64)).unwrap(),
+                None,
+            )
+            .unwrap();
+            model = optimizer
+                .step(0.02, model, &step.release(&mut random, &device).unwrap())
+                .unwrap();
         }
         let last: f32 = losses[190..].iter().sum::<f32>() / 10.0;
-        assert!(last < 0.02 && last < losses[0] / 5.0, "{name}: {} -> {last}", losses[0]);
+        assert!(
+            last < 0.02 && last < losses[0] / 5.0,
+            "{name}: {} -> {last}",
+            losses[0]
+        );
     }
 }
 
@@ -85,9 +120,15 @@ fn a_private_regression_learns() {
 fn a_release_of_other_groups_is_refused() {
     let (_, device) = devices().remove(0);
     let model = LinearConfig::new(3, 2).init(&device.clone().autodiff());
-    let mut optimizer = DpOptimizer::new(SgdConfig::new().init(), ParameterGroups::flat("all", &model));
+    let mut optimizer = DpOptimizer::new(
+        SgdConfig::new().init(),
+        ParameterGroups::flat("all", &model),
+    );
     let plan = StepPlan::new(0.5, 10, 1.0, &[1.0]).unwrap();
     let other = rldp_optim::Layout::new([("other", vec![6, 2])]);
-    let release = Accumulator::begin(&plan, &other).unwrap().release(&mut SeededRandom::new(1), &device).unwrap();
+    let release = Accumulator::begin(&plan, &other)
+        .unwrap()
+        .release(&mut SeededRandom::new(1), &device)
+        .unwrap();
     assert!(optimizer.step(0.1, model, &release).is_err());
 }

@@ -177,7 +177,11 @@ impl Budget {
                 None => Ok(None),
                 Some(index) => {
                     let card = deck.play(index)?;
-                    Ok(Some(Segment::new(card.sampling_rate, card.noise_multiplier, 1)?))
+                    Ok(Some(Segment::new(
+                        card.sampling_rate,
+                        card.noise_multiplier,
+                        1,
+                    )?))
                 }
             },
             Self::Filter {
@@ -236,7 +240,9 @@ impl Budget {
     pub fn accountant(&self) -> &'static str {
         match self {
             Self::Fixed { .. } => "privacy loss distribution, certified upper bound",
-            Self::Deck { .. } => "privacy loss distribution of the whole deck, certified upper bound",
+            Self::Deck { .. } => {
+                "privacy loss distribution of the whole deck, certified upper bound"
+            }
             Self::Filter { .. } => "Renyi filter at an order fixed before training",
         }
     }
@@ -285,9 +291,7 @@ fn filter_for(
             FILTER_RANGE.1 * nominal,
         )
     };
-    let fits = |nominal: f64| {
-        at(nominal).is_ok_and(|filter| filter.steps_left(nominal) >= steps)
-    };
+    let fits = |nominal: f64| at(nominal).is_ok_and(|filter| filter.steps_left(nominal) >= steps);
     // No filter needs less noise than the exact accountant of a fixed budget.
     let mut low = calibrate::noise_multiplier(target, sampling_rate, steps)?;
     let mut high = 2.0 * low;

@@ -10,6 +10,10 @@
 //!
 //! What a run guarantees is stated at [`trainer::fine_tune`] and, in words, in `docs/guarantee.md`.
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadMe;
+
 pub mod budget;
 pub mod controller;
 pub mod data;

@@ -7,7 +7,7 @@ use rldp::controller::{Decision, NoiseWish};
 use rldp::trainer::{HeldOut, PrivateStep, TokenUnit, TrainerConfig};
 use rldp_accounting::ledger::{BudgetRecord, Event, Header, LEDGER_VERSION, Ledger, LedgerWriter};
 use rldp_accounting::{Adjacency, PrivacyTarget, Segment};
-use rldp_lora::{LoraConfig, add_lora, adapters};
+use rldp_lora::{LoraConfig, adapters, add_lora};
 use rldp_models::{Gpt2, Gpt2Config, LanguageModel};
 use rldp_optim::{SeededRandom, StepRelease};
 
@@ -32,7 +32,11 @@ fn units() -> Vec<TokenUnit> {
     (0..12_u32)
         .map(|unit| TokenUnit {
             rows: (0..unit % 4)
-                .map(|row| (0..3 + (unit * 5 + row * 3) % 9).map(|t| (unit * 7 + t * t + row) % 31).collect())
+                .map(|row| {
+                    (0..3 + (unit * 5 + row * 3) % 9)
+                        .map(|t| (unit * 7 + t * t + row) % 31)
+                        .collect()
+                })
                 .collect(),
         })
         .collect()
@@ -46,7 +50,9 @@ fn ledger(folder: &tempfile::TempDir) -> LedgerWriter {
         adjacency: Adjacency::AddRemove,
         target: PrivacyTarget::new(8.0, 1e-5).unwrap(),
         private: false,
-        budget: BudgetRecord::Fixed { segment: Segment::new(0.5, 1.0, 4).unwrap() },
+        budget: BudgetRecord::Fixed {
+            segment: Segment::new(0.5, 1.0, 4).unwrap(),
+        },
         parameters: serde_json::Value::Null,
     };
     LedgerWriter::create(folder.path().join("ledger.jsonl"), &header).unwrap()
@@ -74,24 +80,44 @@ fn release(micro_batch: usize) -> StepRelease {
     };
     let mut step = PrivateStep::new(&model, units(), 12, &config, &device()).unwrap();
     let count = step.references().len();
-    let plan = step.plan(&Segment::new(0.75, 1e-4, 1).unwrap(), &decision(count)).unwrap();
-    step.take(1, &mut model, &plan, 1e-3, 0.8, &mut ledger(&folder), &mut SeededRandom::new(1)).unwrap()
+    let plan = step
+        .plan(&Segment::new(0.75, 1e-4, 1).unwrap(), &decision(count))
+        .unwrap();
+    step.take(
+        1,
+        &mut model,
+        &plan,
+        1e-3,
+        0.8,
+        &mut ledger(&folder),
+        &mut SeededRandom::new(1),
+    )
+    .unwrap()
 }
 
 fn values(release: &StepRelease) -> Vec<f32> {
-    let tensors: Vec<Tensor<1>> = release.groups.iter().flat_map(|group| group.gradients.clone()).collect();
+    let tensors: Vec<Tensor<1>> = release
+        .groups
+        .iter()
+        .flat_map(|group| group.gradients.clone())
+        .collect();
     Tensor::cat(tensors, 0).into_data().iter::<f32>().collect()
 }
 
 #[test]
 fn micro_batch_size_and_padding_change_nothing() {
     let reference = values(&release(1));
-    let scale = reference.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+    let scale = reference
+        .iter()
+        .fold(0.0_f32, |most, value| most.max(value.abs()));
     assert!(scale > 0.0);
     for micro_batch in [2, 5, 64] {
         let found = values(&release(micro_batch));
         for (a, b) in reference.iter().zip(&found) {
-            assert!((a - b).abs() <= 2e-5 * scale, "micro-batch {micro_batch}: {a} against {b}");
+            assert!(
+                (a - b).abs() <= 2e-5 * scale,
+                "micro-batch {micro_batch}: {a} against {b}"
+            );
         }
     }
 }
@@ -101,22 +127,48 @@ fn a_step_is_in_the_ledger_with_the_numbers_it_used() {
     let folder = tempfile::tempdir().unwrap();
     let mut model = model();
     let before: Vec<f32> = flat(&model);
-    let config = TrainerConfig { batch_size: 6.0, ..TrainerConfig::default() };
+    let config = TrainerConfig {
+        batch_size: 6.0,
+        ..TrainerConfig::default()
+    };
     let mut step = PrivateStep::new(&model, units(), 12, &config, &device()).unwrap();
     let count = step.references().len();
-    let plan = step.plan(&Segment::new(0.5, 1.0, 1).unwrap(), &decision(count)).unwrap();
+    let plan = step
+        .plan(&Segment::new(0.5, 1.0, 1).unwrap(), &decision(count))
+        .unwrap();
     let mut writer = ledger(&folder);
-    step.take(1, &mut model, &plan, 1e-2, 0.8, &mut writer, &mut SeededRandom::new(2)).unwrap();
+    step.take(
+        1,
+        &mut model,
+        &plan,
+        1e-2,
+        0.8,
+        &mut writer,
+        &mut SeededRandom::new(2),
+    )
+    .unwrap();
     drop(writer);
     let ledger = Ledger::read(folder.path().join("ledger.jsonl")).unwrap();
-    let [Event::Step { noise_multiplier, clipping_norms, group_noise_multipliers, telemetry, .. }] = &ledger.events[..]
+    let [
+        Event::Step {
+            noise_multiplier,
+            clipping_norms,
+            group_noise_multipliers,
+            telemetry,
+            ..
+        },
+    ] = &ledger.events[..]
     else {
         panic!("not one step: {:?}", ledger.events);
     };
     assert_eq!(*noise_multiplier, 1.0);
     assert_eq!(clipping_norms.len(), count);
     // All parts together are one Gaussian mechanism with the noise multiplier that the accountant was told.
-    let precision: f64 = group_noise_multipliers.iter().chain(telemetry).map(|s| s.powi(-2)).sum();
+    let precision: f64 = group_noise_multipliers
+        .iter()
+        .chain(telemetry)
+        .map(|s| s.powi(-2))
+        .sum();
     assert!((precision - 1.0).abs() < 1e-9, "precision {precision}");
     assert_ne!(before, flat(&model));
 }
@@ -126,7 +178,10 @@ fn an_empty_batch_is_noised_and_accounted() {
     let folder = tempfile::tempdir().unwrap();
     let mut model = model();
     let before = flat(&model);
-    let config = TrainerConfig { batch_size: 0.5, ..TrainerConfig::default() };
+    let config = TrainerConfig {
+        batch_size: 0.5,
+        ..TrainerConfig::default()
+    };
     // No unit has a row, so whatever is sampled is empty.
     let nobody = vec![TokenUnit { rows: Vec::new() }; 12];
     let mut step = PrivateStep::new(&model, nobody, 12, &config, &device()).unwrap();
@@ -134,12 +189,26 @@ fn an_empty_batch_is_noised_and_accounted() {
     let segment = Segment::new(0.5 / 12.0, 1.0, 1).unwrap();
     let plan = step.plan(&segment, &decision(count)).unwrap();
     let mut writer = ledger(&folder);
-    let release =
-        step.take(1, &mut model, &plan, 1e-2, 0.8, &mut writer, &mut SeededRandom::new(2)).unwrap();
+    let release = step
+        .take(
+            1,
+            &mut model,
+            &plan,
+            1e-2,
+            0.8,
+            &mut writer,
+            &mut SeededRandom::new(2),
+        )
+        .unwrap();
     assert!(values(&release).iter().any(|value| *value != 0.0));
     assert_ne!(before, flat(&model));
     drop(writer);
-    assert_eq!(Ledger::read(folder.path().join("ledger.jsonl")).unwrap().steps(), 1);
+    assert_eq!(
+        Ledger::read(folder.path().join("ledger.jsonl"))
+            .unwrap()
+            .steps(),
+        1
+    );
 }
 
 #[test]
@@ -149,29 +218,52 @@ fn a_held_out_part_answers_no_more_than_it_was_calibrated_for() {
     let target = PrivacyTarget::new(2.0, 1e-5).unwrap();
     let mut random = SeededRandom::new(3);
     let mut writer = ledger(&folder);
-    let mut part = HeldOut::new("test", units(), &target, 2, 5.0, &mut writer, &mut random).unwrap();
+    let mut part =
+        HeldOut::new("test", units(), &target, 2, 5.0, &mut writer, &mut random).unwrap();
     for _ in 0..2 {
-        part.release_loss(&model, 4, &device(), &mut writer, &mut random).unwrap();
+        part.release_loss(&model, 4, &device(), &mut writer, &mut random)
+            .unwrap();
     }
     let third = part.release_loss(&model, 4, &device(), &mut writer, &mut random);
-    assert!(matches!(third, Err(RldpError::QueriesSpent { part: "test" })));
+    assert!(matches!(
+        third,
+        Err(RldpError::QueriesSpent { part: "test" })
+    ));
     drop(writer);
     let ledger = Ledger::read(folder.path().join("ledger.jsonl")).unwrap();
     let spent = ledger.epsilon_upper(1e-5).unwrap();
     assert_eq!(spent.parts.len(), 1);
-    assert!(spent.parts[0].epsilon <= 2.0 && spent.parts[0].epsilon > 1.99, "{spent:?}");
+    assert!(
+        spent.parts[0].epsilon <= 2.0 && spent.parts[0].epsilon > 1.99,
+        "{spent:?}"
+    );
 }
 
 #[test]
 fn a_batch_beyond_the_population_and_a_decision_of_another_size_are_refused() {
     let model = model();
-    let config = TrainerConfig { batch_size: 13.0, ..TrainerConfig::default() };
+    let config = TrainerConfig {
+        batch_size: 13.0,
+        ..TrainerConfig::default()
+    };
     let refused = PrivateStep::new(&model, units(), 12, &config, &device());
-    assert!(matches!(refused, Err(RldpError::OutOfRange { what: "batch size", .. })));
-    let config = TrainerConfig { batch_size: 6.0, ..TrainerConfig::default() };
+    assert!(matches!(
+        refused,
+        Err(RldpError::OutOfRange {
+            what: "batch size",
+            ..
+        })
+    ));
+    let config = TrainerConfig {
+        batch_size: 6.0,
+        ..TrainerConfig::default()
+    };
     let step = PrivateStep::new(&model, units(), 12, &config, &device()).unwrap();
     let refused = step.plan(&Segment::new(0.5, 1.0, 1).unwrap(), &decision(3));
-    assert!(matches!(refused, Err(RldpError::AdapterCount { found: 3, .. })));
+    assert!(matches!(
+        refused,
+        Err(RldpError::AdapterCount { found: 3, .. })
+    ));
 }
 
 fn flat(model: &Gpt2) -> Vec<f32> {

@@ -114,7 +114,10 @@ fn main() -> ExitCode {
 
 fn epsilon(question: &Epsilon) -> Result<(), ExampleError> {
     let count = question.q.len();
-    for (flag, length) in [("sigma", question.sigma.len()), ("steps", question.steps.len())] {
+    for (flag, length) in [
+        ("sigma", question.sigma.len()),
+        ("steps", question.steps.len()),
+    ] {
         if length != count {
             return Err(ExampleError::Flag {
                 flag,
@@ -124,7 +127,13 @@ fn epsilon(question: &Epsilon) -> Result<(), ExampleError> {
         }
     }
     let segments = (0..count)
-        .map(|index| Segment::new(question.q[index], question.sigma[index], question.steps[index]))
+        .map(|index| {
+            Segment::new(
+                question.q[index],
+                question.sigma[index],
+                question.steps[index],
+            )
+        })
         .collect::<Result<Vec<_>, _>>()?;
     let answer = summary(&segments, question.delta)?;
     if question.json {
@@ -136,14 +145,23 @@ fn epsilon(question: &Epsilon) -> Result<(), ExampleError> {
         let pld = accountant(&segments, PldOptions::default())?;
         let to = 1.5 * pld.epsilon_upper(question.delta)?.max(0.1);
         let points = privacy_curve(&pld, to, 120)?;
-        let picture = privacy_curve_svg("privacy curve, certified upper bound", &[("PLD", &points)], None);
+        let picture = privacy_curve_svg(
+            "privacy curve, certified upper bound",
+            &[("PLD", &points)],
+            None,
+        );
         std::fs::write(path, picture).map_err(ExampleError::file(path))?;
     }
     Ok(())
 }
 
 fn sigma(question: &Sigma) -> Result<(), ExampleError> {
-    let Budget { epsilon, delta, q, json } = question.budget;
+    let Budget {
+        epsilon,
+        delta,
+        q,
+        json,
+    } = question.budget;
     let target = PrivacyTarget::new(epsilon, delta)?;
     let noise_multiplier = calibrate::noise_multiplier(&target, q, question.steps)?;
     let achieved = rldp_accounting::epsilon_upper(
@@ -151,15 +169,24 @@ fn sigma(question: &Sigma) -> Result<(), ExampleError> {
         delta,
     )?;
     if json {
-        print_json(&json!({ "noise_multiplier": noise_multiplier, "epsilon_upper": achieved, "delta": delta }));
+        print_json(
+            &json!({ "noise_multiplier": noise_multiplier, "epsilon_upper": achieved, "delta": delta }),
+        );
     } else {
-        println!("noise multiplier {noise_multiplier:.9} (its epsilon is at most {achieved:.6} at delta {delta:e})");
+        println!(
+            "noise multiplier {noise_multiplier:.9} (its epsilon is at most {achieved:.6} at delta {delta:e})"
+        );
     }
     Ok(())
 }
 
 fn steps(question: &Steps) -> Result<(), ExampleError> {
-    let Budget { epsilon, delta, q, json } = question.budget;
+    let Budget {
+        epsilon,
+        delta,
+        q,
+        json,
+    } = question.budget;
     let target = PrivacyTarget::new(epsilon, delta)?;
     let steps = calibrate::max_steps(&target, q, question.sigma)?;
     if json {
@@ -178,7 +205,10 @@ fn ledger(question: &LedgerFile) -> Result<(), ExampleError> {
         print_json(&json!(answer));
         return Ok(());
     }
-    println!("unit: {}; adjacency: {:?}; delta {delta:.3e}", ledger.header.unit, ledger.header.adjacency);
+    println!(
+        "unit: {}; adjacency: {:?}; delta {delta:.3e}",
+        ledger.header.unit, ledger.header.adjacency
+    );
     println!(
         "training: epsilon at most {:.6} ({}, {} steps played{})",
         answer.training.guarantee,
@@ -187,12 +217,20 @@ fn ledger(question: &LedgerFile) -> Result<(), ExampleError> {
         answer
             .training
             .played
-            .map_or_else(String::new, |played| format!(", which alone cost {played:.6}"))
+            .map_or_else(String::new, |played| format!(
+                ", which alone cost {played:.6}"
+            ))
     );
     for part in &answer.parts {
-        println!("{}: epsilon at most {:.6} ({} queries)", part.part, part.epsilon, part.queries);
+        println!(
+            "{}: epsilon at most {:.6} ({} queries)",
+            part.part, part.epsilon, part.queries
+        );
     }
-    println!("the run: epsilon at most {:.6}, the largest of its disjoint parts", answer.overall);
+    println!(
+        "the run: epsilon at most {:.6}, the largest of its disjoint parts",
+        answer.overall
+    );
     if answer.torn {
         println!("the last line is torn: its step is counted as released");
     }

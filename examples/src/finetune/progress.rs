@@ -41,7 +41,10 @@ impl Progress {
 
     fn text(&self) -> String {
         let loss = self.latest.loss.map_or_else(String::new, |loss| {
-            format!("validation loss {loss:.3} (perplexity {:.2}) | ", loss.exp())
+            format!(
+                "validation loss {loss:.3} (perplexity {:.2}) | ",
+                loss.exp()
+            )
         });
         format!(
             "{loss}epsilon {:.2} of {:.2} | mean radius {:.4}",

@@ -9,12 +9,12 @@ use rand::SeedableRng as _;
 use rand::rngs::ChaCha20Rng;
 use rldp::controller::AgentOptions;
 use rldp::data::{
-    Corpus, CorpusOptions, DataKey, Fractions, ReadOptions, Table, Template, TextUnit, public_texts,
-    read_table, units,
+    Corpus, CorpusOptions, DataKey, Fractions, ReadOptions, Table, Template, TextUnit,
+    public_texts, read_table, units,
 };
 use rldp::report::Sample;
 use rldp::trainer::{Encoding, RunSetup, RunSummary, TrainingData, Watcher, fine_tune};
-use rldp_lora::{LoraConfig, add_lora, adapter_parameters};
+use rldp_lora::{LoraConfig, adapter_parameters, add_lora};
 use rldp_models::{CausalLm, GenerationOptions, LanguageModel, LoadedModel, generate, hub};
 
 use super::clock;
@@ -110,7 +110,10 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
     let setup = RunSetup {
         config,
         lora,
-        base_model: settings.model.clone().unwrap_or_else(|| embedded::BASE_MODEL_NAME.to_owned()),
+        base_model: settings
+            .model
+            .clone()
+            .unwrap_or_else(|| embedded::BASE_MODEL_NAME.to_owned()),
         device: device.clone(),
         seed: settings.seed,
         folder: folder.clone(),
@@ -194,7 +197,11 @@ fn public_validation(
         return Ok(None);
     };
     let table = read_table(path, &ReadOptions::default())?;
-    let texts = public_texts(&table, options.text_column.as_deref(), options.template.as_ref())?;
+    let texts = public_texts(
+        &table,
+        options.text_column.as_deref(),
+        options.template.as_ref(),
+    )?;
     let units: Vec<TextUnit> = texts
         .into_iter()
         .map(|text| TextUnit { texts: vec![text] })
@@ -224,11 +231,7 @@ fn write_settings(settings: &Settings, folder: &Path) -> Result<(), ExampleError
 }
 
 /// A text the model writes from nothing: of the fine-tuned one, post-processing of its adapter.
-fn sample(
-    loaded: &LoadedModel,
-    model: &CausalLm,
-    device: &Device,
-) -> Result<String, ExampleError> {
+fn sample(loaded: &LoadedModel, model: &CausalLm, device: &Device) -> Result<String, ExampleError> {
     let Some(bos) = loaded.special_tokens.bos else {
         return Ok(String::new());
     };
@@ -254,7 +257,10 @@ fn write_report(
     folder: &Path,
 ) -> Result<(), ExampleError> {
     let mut report = summary.report("Private fine-tuning run");
-    report.subtitle = format!("{} on {data}, steered by {}", setup.base_model, summary.controller);
+    report.subtitle = format!(
+        "{} on {data}, steered by {}",
+        setup.base_model, summary.controller
+    );
     report.created = setup.created.clone();
     if summary.delta * summary.units as f64 >= 1.0 {
         report.warnings.push(format!(
@@ -268,7 +274,10 @@ fn write_report(
     }
     report.environment = vec![
         ("rldp".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ("system".to_owned(), format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
+        (
+            "system".to_owned(),
+            format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+        ),
     ];
     let path = folder.join(REPORT_FILE);
     report.write(&path).map_err(ExampleError::file(&path))
@@ -286,5 +295,8 @@ fn tell(summary: &RunSummary, folder: &Path, seconds: f64) {
     } else {
         println!("{}", summary.guarantee().sentence());
     }
-    println!("run folder: {} (start with {REPORT_FILE})", folder.display());
+    println!(
+        "run folder: {} (start with {REPORT_FILE})",
+        folder.display()
+    );
 }

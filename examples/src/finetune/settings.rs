@@ -100,7 +100,7 @@ pub struct Settings {
     /// Make the run reproducible; ledger and report are then marked NOT private
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Run folder to create [default: runs/<time>]
+    /// Run folder to create [default: a folder under runs named by the time]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// TOML file with any of these flags as keys
@@ -136,7 +136,9 @@ impl Settings {
             message,
         };
         let text = std::fs::read_to_string(path).map_err(ExampleError::file(path))?;
-        let file: toml::Table = text.parse().map_err(|e: toml::de::Error| bad(e.to_string()))?;
+        let file: toml::Table = text
+            .parse()
+            .map_err(|e: toml::de::Error| bad(e.to_string()))?;
         let mut merged = toml::Table::try_from(&self).map_err(|e| bad(e.to_string()))?;
         for (key, value) in file {
             let id = key.replace('-', "_");
@@ -147,7 +149,9 @@ impl Settings {
                 merged.insert(key, value);
             }
         }
-        let mut settings: Self = merged.try_into().map_err(|e: toml::de::Error| bad(e.to_string()))?;
+        let mut settings: Self = merged
+            .try_into()
+            .map_err(|e: toml::de::Error| bad(e.to_string()))?;
         settings.config = self.config;
         Ok(settings)
     }
@@ -186,7 +190,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run.toml");
         std::fs::write(&path, "epsilon = 3.0\nbatch-size = 10.0\nseed = 4\n").unwrap();
-        let arguments = ["finetune", "--config", path.to_str().unwrap(), "--epsilon", "2"];
+        let arguments = [
+            "finetune",
+            "--config",
+            path.to_str().unwrap(),
+            "--epsilon",
+            "2",
+        ];
         let settings = Settings::from_arguments(arguments).unwrap();
         assert_eq!(settings.epsilon, 2.0);
         assert_eq!(settings.batch_size, 10.0);

@@ -155,11 +155,7 @@ fn softmax_backward_row(output: &[f32], grad: &mut [f32]) {
 }
 
 /// Reduces eight interleaved parts side by side: one chain of additions cannot be vectorised.
-fn by_lanes(
-    values: &[f32],
-    start: f32,
-    combine: impl Fn(f32, f32) -> f32,
-) -> f32 {
+fn by_lanes(values: &[f32], start: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
     const LANES: usize = 8;
     let mut lanes = [start; LANES];
     let chunks = values.chunks_exact(LANES);
@@ -169,5 +165,8 @@ fn by_lanes(
             *lane = combine(*lane, *value);
         }
     }
-    lanes.iter().chain(rest).fold(start, |total, value| combine(total, *value))
+    lanes
+        .iter()
+        .chain(rest)
+        .fold(start, |total, value| combine(total, *value))
 }

@@ -34,7 +34,11 @@ pub(crate) fn exp(x: f32) -> f32 {
     // Zero for every number; what is none stays none.
     #[allow(clippy::eq_op)]
     let keep_nan = x - x;
-    if x < -87.0 { 0.0 } else { series * scale + keep_nan }
+    if x < -87.0 {
+        0.0
+    } else {
+        series * scale + keep_nan
+    }
 }
 
 /// `1 / (1 + e^-x)`.
@@ -86,7 +90,10 @@ mod tests {
         assert_eq!(exp(-87.1), 0.0);
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert!(exp(f32::NAN).is_nan());
-        assert_eq!((sigmoid(200.0), sigmoid(-200.0)), (1.0, 1.0 / (1.0 + exp(88.0))));
+        assert_eq!(
+            (sigmoid(200.0), sigmoid(-200.0)),
+            (1.0, 1.0 / (1.0 + exp(88.0)))
+        );
     }
 
     #[test]

@@ -50,7 +50,10 @@ fn supports(device: &Device) -> bool {
         DispatchDevice::Flex(_) => true,
         #[cfg(feature = "ndarray")]
         DispatchDevice::NdArray(_) => true,
-        #[allow(unreachable_patterns, reason = "other variants exist with other features")]
+        #[allow(
+            unreachable_patterns,
+            reason = "other variants exist with other features"
+        )]
         _ => false,
     }
 }

@@ -37,7 +37,10 @@ pub fn load(name: &str, device: &Device) -> CausalLm {
 }
 
 pub fn load_folder(folder: &Path, device: &Device) -> CausalLm {
-    Registry::builtin().load(folder, device, |_| {}).unwrap().model
+    Registry::builtin()
+        .load(folder, device, |_| {})
+        .unwrap()
+        .model
 }
 
 /// A tensor of a golden file, in whatever type it is stored, as f64.
@@ -54,9 +57,13 @@ pub fn read_all(path: &Path) -> BTreeMap<String, Golden> {
         .map(|(name, view)| {
             let data = view.data();
             let values = match view.dtype() {
-                Dtype::F32 => words::<4>(data).map(|b| f64::from(f32::from_le_bytes(b))).collect(),
+                Dtype::F32 => words::<4>(data)
+                    .map(|b| f64::from(f32::from_le_bytes(b)))
+                    .collect(),
                 Dtype::F64 => words::<8>(data).map(f64::from_le_bytes).collect(),
-                Dtype::I64 => words::<8>(data).map(|b| i64::from_le_bytes(b) as f64).collect(),
+                Dtype::I64 => words::<8>(data)
+                    .map(|b| i64::from_le_bytes(b) as f64)
+                    .collect(),
                 other => panic!("{other:?}"),
             };
             let shape = view.shape().to_vec();
@@ -80,7 +87,9 @@ pub fn golden_batch(io: &BTreeMap<String, Golden>, device: &Device) -> Batch {
     };
     let cells = || (0..rows).flat_map(|row| (0..time).map(move |t| (row, t)));
     let ids: Vec<i64> = io["input_ids"].values.iter().map(|v| *v as i64).collect();
-    let targets: Vec<i64> = cells().map(|(r, t)| label(r, t).unwrap_or(0.0) as i64).collect();
+    let targets: Vec<i64> = cells()
+        .map(|(r, t)| label(r, t).unwrap_or(0.0) as i64)
+        .collect();
     let mask: Vec<f32> = cells()
         .map(|(r, t)| f32::from(u8::from(label(r, t).is_some())))
         .collect();
@@ -104,7 +113,11 @@ pub fn single(batch: &Batch, row: usize) -> Batch {
 }
 
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
-    tensor.without_autodiff().into_data().iter::<f64>().collect()
+    tensor
+        .without_autodiff()
+        .into_data()
+        .iter::<f64>()
+        .collect()
 }
 
 /// Largest absolute difference, over the positions where `keep` says so.

@@ -12,7 +12,11 @@ pub(crate) trait PerExampleOps: Backend {
     fn squared_norms(gradients: FloatTensor<Self>, rows: RowMap) -> FloatTensor<Self>;
 
     /// Sum over units of the scaled gradients truncated to integers, `[coordinates]`, integers in double precision.
-    fn scaled_sum(gradients: FloatTensor<Self>, rows: RowMap, scales: Vec<f64>) -> FloatTensor<Self>;
+    fn scaled_sum(
+        gradients: FloatTensor<Self>,
+        rows: RowMap,
+        scales: Vec<f64>,
+    ) -> FloatTensor<Self>;
 }
 
 /// Whether the device's backend implements the extension; calling it on another would panic.
@@ -22,17 +26,27 @@ pub(super) fn supports(device: &Device) -> bool {
         DispatchDevice::Flex(_) => true,
         #[cfg(feature = "ndarray")]
         DispatchDevice::NdArray(_) => true,
-        #[allow(unreachable_patterns, reason = "other variants exist with other features")]
+        #[allow(
+            unreachable_patterns,
+            reason = "other variants exist with other features"
+        )]
         _ => false,
     }
 }
 
 pub(super) fn squared_norms(gradients: Tensor<2>, rows: RowMap) -> Tensor<1> {
-    Tensor::from_dispatch(<Dispatch as PerExampleOps>::squared_norms(gradients.into_dispatch(), rows))
+    Tensor::from_dispatch(<Dispatch as PerExampleOps>::squared_norms(
+        gradients.into_dispatch(),
+        rows,
+    ))
 }
 
 pub(super) fn scaled_sum(gradients: Tensor<2>, rows: RowMap, scales: Vec<f64>) -> Tensor<1> {
-    Tensor::from_dispatch(<Dispatch as PerExampleOps>::scaled_sum(gradients.into_dispatch(), rows, scales))
+    Tensor::from_dispatch(<Dispatch as PerExampleOps>::scaled_sum(
+        gradients.into_dispatch(),
+        rows,
+        scales,
+    ))
 }
 
 #[cfg(feature = "flex")]
@@ -46,19 +60,30 @@ mod flex {
 
     impl PerExampleOps for Flex {
         fn squared_norms(gradients: FloatTensor<Self>, rows: RowMap) -> FloatTensor<Self> {
-            let norms = on_slice(gradients.clone(), |values, width| host::squared_norms(values, width, &rows));
+            let norms = on_slice(gradients.clone(), |values, width| {
+                host::squared_norms(values, width, &rows)
+            });
             Self::float_from_data(TensorData::new(norms, [rows.units()]), &gradients.device())
         }
 
-        fn scaled_sum(gradients: FloatTensor<Self>, rows: RowMap, scales: Vec<f64>) -> FloatTensor<Self> {
+        fn scaled_sum(
+            gradients: FloatTensor<Self>,
+            rows: RowMap,
+            scales: Vec<f64>,
+        ) -> FloatTensor<Self> {
             let width = gradients.shape()[1];
-            let sum = on_slice(gradients.clone(), |values, width| host::scaled_sum(values, width, &rows, &scales));
+            let sum = on_slice(gradients.clone(), |values, width| {
+                host::scaled_sum(values, width, &rows, &scales)
+            });
             Self::float_from_data(TensorData::new(sum, [width]), &gradients.device())
         }
     }
 
     /// Runs on the tensor's own memory; only a tensor that is not contiguous is copied.
-    fn on_slice(gradients: FloatTensor<Flex>, run: impl FnOnce(&[f32], usize) -> Vec<f64>) -> Vec<f64> {
+    fn on_slice(
+        gradients: FloatTensor<Flex>,
+        run: impl FnOnce(&[f32], usize) -> Vec<f64>,
+    ) -> Vec<f64> {
         let width = gradients.shape()[1];
         let contiguous = gradients.to_contiguous();
         run(contiguous.as_slice::<f32>().unwrap_or(&[]), width)
@@ -81,13 +106,21 @@ mod ndarray {
     impl PerExampleOps for NdArray {
         fn squared_norms(gradients: FloatTensor<Self>, rows: RowMap) -> FloatTensor<Self> {
             let device = gradients.device();
-            let norms = on_slice(gradients, |values, width| host::squared_norms(values, width, &rows));
+            let norms = on_slice(gradients, |values, width| {
+                host::squared_norms(values, width, &rows)
+            });
             Self::float_from_data(TensorData::new(norms, [rows.units()]), &device)
         }
 
-        fn scaled_sum(gradients: FloatTensor<Self>, rows: RowMap, scales: Vec<f64>) -> FloatTensor<Self> {
+        fn scaled_sum(
+            gradients: FloatTensor<Self>,
+            rows: RowMap,
+            scales: Vec<f64>,
+        ) -> FloatTensor<Self> {
             let (device, width) = (gradients.device(), gradients.shape()[1]);
-            let sum = on_slice(gradients, |values, width| host::scaled_sum(values, width, &rows, &scales));
+            let sum = on_slice(gradients, |values, width| {
+                host::scaled_sum(values, width, &rows, &scales)
+            });
             Self::float_from_data(TensorData::new(sum, [width]), &device)
         }
     }

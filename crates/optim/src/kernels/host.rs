@@ -13,7 +13,9 @@ const SMALL: usize = 1 << 14;
 /// Squared norm of each unit, in double precision: relative error at most about `width * 2^-53`.
 pub(super) fn squared_norms(values: &[f32], width: usize, rows: &RowMap) -> Vec<f64> {
     let of_unit = |unit: usize| match rows.unit(unit) {
-        &[(row, weight)] => f64::from(weight).powi(2) * sum_of_squares(&values[row * width..(row + 1) * width]),
+        &[(row, weight)] => {
+            f64::from(weight).powi(2) * sum_of_squares(&values[row * width..(row + 1) * width])
+        }
         members => {
             let mut block = [0.0; COLUMNS];
             let mut total = 0.0;
@@ -74,7 +76,10 @@ pub(super) fn scaled_sum(values: &[f32], width: usize, rows: &RowMap, scales: &[
 /// The integer part. Scaled gradients are below 2^30 in size, so that the limits never bind; they are what makes the
 /// conversion sound whatever comes. A saturating `as` cast takes twice the time, since it does not vectorise as well.
 #[inline(always)]
-#[allow(clippy::manual_clamp, reason = "in this form a NaN becomes a limit, and each line is one vector instruction")]
+#[allow(
+    clippy::manual_clamp,
+    reason = "in this form a NaN becomes a limit, and each line is one vector instruction"
+)]
 fn truncated(value: f64) -> f64 {
     const LIMIT: f64 = 2_147_483_520.0;
     let value = if value > -LIMIT { value } else { -LIMIT };
@@ -84,7 +89,13 @@ fn truncated(value: f64) -> f64 {
 }
 
 /// Weighted sum of a unit's rows over the coordinates from `start`.
-fn combine(values: &[f32], width: usize, members: &[(usize, f32)], start: usize, block: &mut [f64]) {
+fn combine(
+    values: &[f32],
+    width: usize,
+    members: &[(usize, f32)],
+    start: usize,
+    block: &mut [f64],
+) {
     block.fill(0.0);
     for &(row, weight) in members {
         let weight = f64::from(weight);
@@ -98,7 +109,11 @@ fn combine(values: &[f32], width: usize, members: &[(usize, f32)], start: usize,
 fn sum_of_squares(values: &[f32]) -> f64 {
     let mut lanes = [0.0_f64; 8];
     let chunks = values.chunks_exact(8);
-    let rest: f64 = chunks.remainder().iter().map(|&value| f64::from(value).powi(2)).sum();
+    let rest: f64 = chunks
+        .remainder()
+        .iter()
+        .map(|&value| f64::from(value).powi(2))
+        .sum();
     for chunk in chunks {
         for (lane, &value) in lanes.iter_mut().zip(chunk) {
             *lane += f64::from(value) * f64::from(value);

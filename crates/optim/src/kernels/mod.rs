@@ -30,19 +30,28 @@ impl Kernel {
     /// The fastest for this device.
     #[must_use]
     pub fn for_device(device: &Device) -> Self {
-        if extension::supports(device) { Self::Native } else { Self::Reference }
+        if extension::supports(device) {
+            Self::Native
+        } else {
+            Self::Reference
+        }
     }
 
     /// Squared norm of every unit's gradient in one tensor. Not finite if any coordinate is not.
-    pub(crate) fn squared_norms(self, tensor: &Tensor<2>, rows: &RowMap) -> Result<Vec<f64>, OptimError> {
+    pub(crate) fn squared_norms(
+        self,
+        tensor: &Tensor<2>,
+        rows: &RowMap,
+    ) -> Result<Vec<f64>, OptimError> {
         if rows.units() == 0 {
             return Ok(Vec::new());
         }
         let tensor = plain(tensor);
         let norms = match self {
-            Self::Native if extension::supports(&tensor.device()) => {
-                read("squared norms", extension::squared_norms(tensor, rows.clone()))?
-            }
+            Self::Native if extension::supports(&tensor.device()) => read(
+                "squared norms",
+                extension::squared_norms(tensor, rows.clone()),
+            )?,
             _ => reference::squared_norms(tensor, rows)?,
         };
         Ok(norms)
@@ -62,9 +71,10 @@ impl Kernel {
         }
         let tensor = plain(tensor);
         let total = match self {
-            Self::Native if extension::supports(&tensor.device()) => {
-                read("scaled sums", extension::scaled_sum(tensor, rows.clone(), scales.to_vec()))?
-            }
+            Self::Native if extension::supports(&tensor.device()) => read(
+                "scaled sums",
+                extension::scaled_sum(tensor, rows.clone(), scales.to_vec()),
+            )?,
             _ => reference::scaled_sum(tensor, rows, scales)?,
         };
         for (sum, value) in sums.iter_mut().zip(total) {
@@ -77,10 +87,19 @@ impl Kernel {
 /// Single precision without an autodiff wrapper, which is what every kernel reads.
 fn plain(tensor: &Tensor<2>) -> Tensor<2> {
     let tensor = tensor.clone().inner();
-    if tensor.dtype() == DType::F32 { tensor } else { tensor.cast(DType::F32) }
+    if tensor.dtype() == DType::F32 {
+        tensor
+    } else {
+        tensor.cast(DType::F32)
+    }
 }
 
 /// A tensor's values in double precision.
 pub(crate) fn read(what: &'static str, tensor: Tensor<1>) -> Result<Vec<f64>, OptimError> {
-    tensor.try_into_vec_as::<f64>().map_err(|error| OptimError::Device { what, message: error.to_string() })
+    tensor
+        .try_into_vec_as::<f64>()
+        .map_err(|error| OptimError::Device {
+            what,
+            message: error.to_string(),
+        })
 }

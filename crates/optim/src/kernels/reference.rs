@@ -31,15 +31,25 @@ pub(super) fn squared_norms(tensor: Tensor<2>, rows: &RowMap) -> Result<Vec<f64>
                 .reshape([count, whole / FAN_IN, FAN_IN])
                 .sum_dim(2)
                 .reshape([count, whole / FAN_IN]);
-            if whole == width { tree } else { Tensor::cat(vec![tree, tail()], 1) }
+            if whole == width {
+                tree
+            } else {
+                Tensor::cat(vec![tree, tail()], 1)
+            }
         };
     }
 }
 
 /// Sum of the scaled units as one matrix product. Units of scale zero are left out, since 0 * NaN is NaN.
-pub(super) fn scaled_sum(tensor: Tensor<2>, rows: &RowMap, scales: &[f64]) -> Result<Vec<f64>, OptimError> {
+pub(super) fn scaled_sum(
+    tensor: Tensor<2>,
+    rows: &RowMap,
+    scales: &[f64],
+) -> Result<Vec<f64>, OptimError> {
     let device = tensor.device();
-    let kept: Vec<usize> = (0..scales.len()).filter(|&unit| scales[unit] != 0.0).collect();
+    let kept: Vec<usize> = (0..scales.len())
+        .filter(|&unit| scales[unit] != 0.0)
+        .collect();
     let factors: Vec<f32> = kept.iter().map(|&unit| scales[unit] as f32).collect();
     let mut units = combined(tensor, rows);
     if kept.len() < units.dims()[0] {
@@ -57,7 +67,11 @@ pub(super) fn scaled_sum(tensor: Tensor<2>, rows: &RowMap, scales: &[f64]) -> Re
 fn combined(tensor: Tensor<2>, rows: &RowMap) -> Tensor<2> {
     let [_, width] = tensor.dims();
     if rows.is_plain() {
-        return if rows.units() == rows.rows() { tensor } else { tensor.slice([0..rows.units(), 0..width]) };
+        return if rows.units() == rows.rows() {
+            tensor
+        } else {
+            tensor.slice([0..rows.units(), 0..width])
+        };
     }
     let device = tensor.device();
     let units: Vec<Tensor<2>> = (0..rows.units())
@@ -65,8 +79,10 @@ fn combined(tensor: Tensor<2>, rows: &RowMap) -> Tensor<2> {
             let members = rows.unit(unit);
             let indices: Vec<i64> = members.iter().map(|&(row, _)| row as i64).collect();
             let weights: Vec<f32> = members.iter().map(|&(_, weight)| weight).collect();
-            let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [members.len()]), &device);
-            let weights = Tensor::<2>::from_data(TensorData::new(weights, [1, members.len()]), &device);
+            let indices =
+                Tensor::<1, Int>::from_data(TensorData::new(indices, [members.len()]), &device);
+            let weights =
+                Tensor::<2>::from_data(TensorData::new(weights, [1, members.len()]), &device);
             weights.matmul(tensor.clone().select(0, indices))
         })
         .collect();

@@ -22,7 +22,9 @@ impl SecureRandom {
         let mut key = [0; 32];
         SysRng
             .try_fill_bytes(&mut key)
-            .map_err(|error| OptimError::Entropy { message: error.to_string() })?;
+            .map_err(|error| OptimError::Entropy {
+                message: error.to_string(),
+            })?;
         Ok(Self(ChaCha20Rng::from_seed(key)))
     }
 }

@@ -29,7 +29,10 @@ fn for_each_chunk<T: Send>(values: &mut [T], run: impl Fn(usize, &mut [T]) + Syn
         // Waking the pool costs more than the work.
         run(0, values);
     } else {
-        values.par_chunks_mut(CHUNK).enumerate().for_each(|(index, chunk)| run(index, chunk));
+        values
+            .par_chunks_mut(CHUNK)
+            .enumerate()
+            .for_each(|(index, chunk)| run(index, chunk));
     }
 }
 
@@ -64,7 +67,10 @@ impl Stream {
     /// Two independent standard normals, each the scaled sum of two Box-Muller normals.
     fn pair(&mut self) -> [f64; 2] {
         let (a, b) = (self.box_muller(), self.box_muller());
-        [(a[0] + b[0]) * std::f64::consts::FRAC_1_SQRT_2, (a[1] + b[1]) * std::f64::consts::FRAC_1_SQRT_2]
+        [
+            (a[0] + b[0]) * std::f64::consts::FRAC_1_SQRT_2,
+            (a[1] + b[1]) * std::f64::consts::FRAC_1_SQRT_2,
+        ]
     }
 
     fn box_muller(&mut self) -> [f64; 2] {

@@ -15,7 +15,10 @@ fn normals_are_normal() {
     for lag in [1, 2, 4096] {
         let n = sample.len() - lag;
         let mean = (0..n).map(|i| sample[i] * sample[i + lag]).sum::<f64>() / (n as f64).sqrt();
-        assert!(mean.abs() < -law.inverse_cdf(FALSE_ALARM / 2.0), "lag {lag}: {mean}");
+        assert!(
+            mean.abs() < -law.inverse_cdf(FALSE_ALARM / 2.0),
+            "lag {lag}: {mean}"
+        );
     }
 }
 
@@ -25,7 +28,10 @@ fn tails_are_not_cut() {
     for limit in [3.0, 4.0] {
         let beyond = sample.iter().filter(|value| value.abs() > limit).count() as u64;
         let law = Binomial::new(2.0 * Normal::standard().sf(limit), sample.len() as u64).unwrap();
-        assert!(law.cdf(beyond) > FALSE_ALARM && law.sf(beyond) > FALSE_ALARM, "{beyond} beyond {limit}");
+        assert!(
+            law.cdf(beyond) > FALSE_ALARM && law.sf(beyond) > FALSE_ALARM,
+            "{beyond} beyond {limit}"
+        );
     }
 }
 
@@ -36,7 +42,11 @@ fn grid_noise_has_the_standard_deviation_asked_for() {
         add_grid_noise(&mut sums, deviation, &mut SecureRandom::new().unwrap());
         let noise: Vec<f64> = sums.iter().map(|&sum| (sum - 5) as f64).collect();
         // Rounding to integers adds 1/12 to the variance.
-        assert_normal_variance("grid noise", &noise, (deviation * deviation + 1.0 / 12.0).sqrt());
+        assert_normal_variance(
+            "grid noise",
+            &noise,
+            (deviation * deviation + 1.0 / 12.0).sqrt(),
+        );
     }
 }
 
@@ -50,14 +60,20 @@ fn grid_noise_is_the_rounded_normal() {
         let p = law.cdf(value as f64 + 0.5) - law.cdf(value as f64 - 0.5);
         let count = sums.iter().filter(|&&sum| sum == value).count() as u64;
         let law = Binomial::new(p, sums.len() as u64).unwrap();
-        assert!(law.cdf(count) > FALSE_ALARM && law.sf(count) > FALSE_ALARM, "{count} times {value}");
+        assert!(
+            law.cdf(count) > FALSE_ALARM && law.sf(count) > FALSE_ALARM,
+            "{count} times {value}"
+        );
     }
 }
 
 #[test]
 fn two_calls_never_share_noise() {
     let mut random = SeededRandom::new(3);
-    assert_ne!(standard_normals(&mut random, 8), standard_normals(&mut random, 8));
+    assert_ne!(
+        standard_normals(&mut random, 8),
+        standard_normals(&mut random, 8)
+    );
 }
 
 /// The seeded stream is part of the interface: a change here makes old runs irreproducible and belongs into the changelog.
@@ -67,7 +83,11 @@ fn seeded_values_are_stable() {
     assert_eq!([random.next_u64(), random.next_u64()], PINNED_BITS);
     let normals = standard_normals(&mut random, 4098);
     for (index, expected) in PINNED_NORMALS {
-        assert!((normals[index] - expected).abs() < 1e-14, "normal {index}: {}", normals[index]);
+        assert!(
+            (normals[index] - expected).abs() < 1e-14,
+            "normal {index}: {}",
+            normals[index]
+        );
     }
     let mut sums = [0; 3];
     add_grid_noise(&mut sums, 1e6, &mut random);

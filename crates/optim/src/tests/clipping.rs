@@ -6,9 +6,17 @@ use crate::{GroupGradients, Kernel, Layout, PerExampleGradients, RowMap};
 use burn::tensor::Device;
 use rldp_accounting::Adjacency;
 
-fn sum(values: &[Vec<f32>], rows: RowMap, clip: Clip, device: &Device, kernel: Kernel) -> ClippedSum {
+fn sum(
+    values: &[Vec<f32>],
+    rows: RowMap,
+    clip: Clip,
+    device: &Device,
+    kernel: Kernel,
+) -> ClippedSum {
     let gradients = single(values, rows, device);
-    let mut sum = ClippedSum::new(&gradients.layout(), &[clip]).unwrap().with_kernel(kernel);
+    let mut sum = ClippedSum::new(&gradients.layout(), &[clip])
+        .unwrap()
+        .with_kernel(kernel);
     sum.add(&gradients).unwrap();
     sum
 }
@@ -18,14 +26,24 @@ fn threshold(norm: f64) -> Clip {
 }
 
 fn distance(left: &[f64], right: &[f64]) -> f64 {
-    norm(&left.iter().zip(right).map(|(l, r)| l - r).collect::<Vec<_>>())
+    norm(
+        &left
+            .iter()
+            .zip(right)
+            .map(|(l, r)| l - r)
+            .collect::<Vec<_>>(),
+    )
 }
 
 /// Gradients of 1 to 9 units over 1 to 80 coordinates, of very different sizes.
 fn gradients() -> impl Strategy<Value = Vec<Vec<f32>>> {
     (1_usize..80, 1_usize..10).prop_flat_map(|(width, rows)| {
-        let row = (prop::collection::vec(-1.0_f32..1.0, width), -6_i32..6)
-            .prop_map(|(row, size)| row.into_iter().map(|value| value * 10_f32.powi(size)).collect::<Vec<_>>());
+        let row =
+            (prop::collection::vec(-1.0_f32..1.0, width), -6_i32..6).prop_map(|(row, size)| {
+                row.into_iter()
+                    .map(|value| value * 10_f32.powi(size))
+                    .collect::<Vec<_>>()
+            });
         prop::collection::vec(row, rows)
     })
 }
@@ -128,17 +146,30 @@ fn a_unit_that_is_not_finite_is_zeroed_in_all_groups_and_counts_as_clipped() {
             let mut bad = good.clone();
             bad.insert(1, vec![poison, 0.0]);
             let zeroed = |values: &[Vec<f32>]| {
-                let second = GroupGradients::new("h").with(super::matrix(&vec![vec![1.0; 3]; values.len()], &device));
+                let second = GroupGradients::new("h")
+                    .with(super::matrix(&vec![vec![1.0; 3]; values.len()], &device));
                 let first = GroupGradients::new("g").with(super::matrix(values, &device));
-                let gradients = PerExampleGradients::new(vec![first, second], RowMap::one_each(values.len())).unwrap();
+                let gradients =
+                    PerExampleGradients::new(vec![first, second], RowMap::one_each(values.len()))
+                        .unwrap();
                 let clips = [threshold(1.0), threshold(100.0)];
-                let mut sum = ClippedSum::new(&gradients.layout(), &clips).unwrap().with_kernel(kernel);
+                let mut sum = ClippedSum::new(&gradients.layout(), &clips)
+                    .unwrap()
+                    .with_kernel(kernel);
                 sum.add(&gradients).unwrap();
                 (sum.raw(0), sum.raw(1), sum.clip_balance().to_vec())
             };
             let (clean, poisoned) = (zeroed(&good), zeroed(&bad));
-            assert_eq!((&clean.0, &clean.1), (&poisoned.0, &poisoned.1), "{name} {kernel:?}");
-            assert_eq!((clean.2, poisoned.2), (vec![0, -2], vec![1, -1]), "{name} {kernel:?}");
+            assert_eq!(
+                (&clean.0, &clean.1),
+                (&poisoned.0, &poisoned.1),
+                "{name} {kernel:?}"
+            );
+            assert_eq!(
+                (clean.2, poisoned.2),
+                (vec![0, -2], vec![1, -1]),
+                "{name} {kernel:?}"
+            );
         }
     }
 }
@@ -147,18 +178,33 @@ fn a_unit_that_is_not_finite_is_zeroed_in_all_groups_and_counts_as_clipped() {
 fn tensors_of_a_group_share_one_norm() {
     for (name, device, kernel) in cases() {
         let tensors = |values: f32| super::matrix(&[vec![values]], &device);
-        let pair = GroupGradients::new("g").with(tensors(3.0)).with(tensors(4.0));
+        let pair = GroupGradients::new("g")
+            .with(tensors(3.0))
+            .with(tensors(4.0));
         let gradients = PerExampleGradients::new(vec![pair], RowMap::one_each(1)).unwrap();
-        let mut sum = ClippedSum::new(&gradients.layout(), &[threshold(1.0)]).unwrap().with_kernel(kernel);
+        let mut sum = ClippedSum::new(&gradients.layout(), &[threshold(1.0)])
+            .unwrap()
+            .with_kernel(kernel);
         sum.add(&gradients).unwrap();
-        assert!(distance(&sum.raw(0), &[0.6, 0.8]) < 2e-5, "{name} {kernel:?}: {:?}", sum.raw(0));
+        assert!(
+            distance(&sum.raw(0), &[0.6, 0.8]) < 2e-5,
+            "{name} {kernel:?}: {:?}",
+            sum.raw(0)
+        );
     }
 }
 
 #[test]
 fn gradients_too_large_for_their_square_are_clipped_or_zeroed_never_passed_on() {
     for (name, device, kernel) in cases() {
-        let clipped = sum(&[vec![1e30, -1e30]], RowMap::one_each(1), threshold(2.0), &device, kernel).raw(0);
+        let clipped = sum(
+            &[vec![1e30, -1e30]],
+            RowMap::one_each(1),
+            threshold(2.0),
+            &device,
+            kernel,
+        )
+        .raw(0);
         assert!(norm(&clipped) <= 2.0, "{name} {kernel:?}: {clipped:?}");
     }
 }
@@ -174,8 +220,14 @@ fn reference_norms_of_long_rows_are_within_the_slack() {
             let rows = RowMap::one_each(1);
             let reference = Kernel::Reference.squared_norms(&tensor, &rows).unwrap()[0];
             let native = Kernel::Native.squared_norms(&tensor, &rows).unwrap()[0];
-            assert!((reference / exact - 1.0).abs() < 1.1e-5, "{name} {width}: {reference} {exact}");
-            assert!((native / exact - 1.0).abs() < 1e-12, "{name} {width}: {native} {exact}");
+            assert!(
+                (reference / exact - 1.0).abs() < 1.1e-5,
+                "{name} {width}: {reference} {exact}"
+            );
+            assert!(
+                (native / exact - 1.0).abs() < 1e-12,
+                "{name} {width}: {native} {exact}"
+            );
         }
     }
 }
@@ -200,7 +252,11 @@ fn wrong_shapes_and_numbers_are_refused() {
     let group = || GroupGradients::new("g").with(super::matrix(&[vec![1.0, 2.0]], &device));
     assert!(PerExampleGradients::new(vec![group()], RowMap::one_each(2)).is_err());
     let gradients = PerExampleGradients::new(vec![group()], RowMap::one_each(1)).unwrap();
-    for layout in [Layout::new([("other", vec![2])]), Layout::new([("g", vec![3])]), Layout::new([("g", vec![1, 1])])] {
+    for layout in [
+        Layout::new([("other", vec![2])]),
+        Layout::new([("g", vec![3])]),
+        Layout::new([("g", vec![1, 1])]),
+    ] {
         let mut sum = ClippedSum::new(&layout, &[threshold(1.0)]).unwrap();
         assert!(sum.add(&gradients).is_err(), "{layout:?}");
     }

@@ -31,8 +31,15 @@ struct Model {
 fn tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let read = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-    file.tensors().into_iter().map(|(name, view)| (name, (view.shape().to_vec(), read(view.data())))).collect()
+    let read = |data: &[u8]| {
+        data.chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect()
+    };
+    file.tensors()
+        .into_iter()
+        .map(|(name, view)| (name, (view.shape().to_vec(), read(view.data()))))
+        .collect()
 }
 
 fn models() -> Vec<Model> {
@@ -46,7 +53,8 @@ fn models() -> Vec<Model> {
         .filter(|path| path.is_dir())
         .map(|path| Model {
             name: path.file_name().unwrap().to_string_lossy().into_owned(),
-            norms: serde_json::from_slice(&std::fs::read(path.join("lora_norms.json")).unwrap()).unwrap(),
+            norms: serde_json::from_slice(&std::fs::read(path.join("lora_norms.json")).unwrap())
+                .unwrap(),
             gradients: tensors(&path.join("lora_per_example_grads.safetensors")),
             sums: tensors(&path.join("lora_clipped_sums.safetensors")),
         })
@@ -77,14 +85,25 @@ fn pairs(model: &Model, device: &Device) -> (PerExampleGradients, Vec<String>) {
             group
         })
         .collect();
-    (PerExampleGradients::new(groups, RowMap::one_each(batch)).unwrap(), keys)
+    (
+        PerExampleGradients::new(groups, RowMap::one_each(batch)).unwrap(),
+        keys,
+    )
 }
 
 fn assert_close(what: &str, found: &[f64], expected: &[f32], tolerance: f64) {
-    let difference: Vec<f64> = found.iter().zip(expected).map(|(f, e)| f - f64::from(*e)).collect();
+    let difference: Vec<f64> = found
+        .iter()
+        .zip(expected)
+        .map(|(f, e)| f - f64::from(*e))
+        .collect();
     let size = norm(&expected.iter().map(|&e| e.into()).collect::<Vec<_>>());
     assert_eq!(found.len(), expected.len(), "{what}");
-    assert!(norm(&difference) <= tolerance * size, "{what}: off by {} of {size}", norm(&difference));
+    assert!(
+        norm(&difference) <= tolerance * size,
+        "{what}: off by {} of {size}",
+        norm(&difference)
+    );
 }
 
 #[test]
@@ -106,7 +125,11 @@ fn check_norms(model: &Model, name: &str, device: &Device, kernel: Kernel) -> us
     let mut global = vec![0.0; model.norms.global_norm.len()];
     let mut keys = keys.iter();
     let mut check = |what: &str, found: f64, expected: f64| {
-        assert!((found / expected - 1.0).abs() < 1e-5, "{} {name} {kernel:?} {what}: {found} for {expected}", model.name);
+        assert!(
+            (found / expected - 1.0).abs() < 1e-5,
+            "{} {name} {kernel:?} {what}: {found} for {expected}",
+            model.name
+        );
         checked += 1;
     };
     for group in &gradients.groups {
@@ -121,7 +144,11 @@ fn check_norms(model: &Model, name: &str, device: &Device, kernel: Kernel) -> us
             }
         }
         for (unit, square) in pair.into_iter().enumerate() {
-            check(&group.name, square.sqrt(), model.norms.pair_norm[&group.name][unit]);
+            check(
+                &group.name,
+                square.sqrt(),
+                model.norms.pair_norm[&group.name][unit],
+            );
         }
     }
     for (square, &expected) in global.into_iter().zip(&model.norms.global_norm) {
@@ -134,21 +161,37 @@ fn check_sums(model: &Model, name: &str, device: &Device, kernel: Kernel) -> usi
     let clip = |norm| Clip::new(norm, ClipRule::Threshold).unwrap();
     let (gradients, keys) = pairs(model, device);
     let layout = gradients.layout();
-    let clips: Vec<Clip> = layout.groups.iter().map(|group| clip(model.norms.pair_clips[&group.name])).collect();
-    let mut sum = ClippedSum::new(&layout, &clips).unwrap().with_kernel(kernel);
+    let clips: Vec<Clip> = layout
+        .groups
+        .iter()
+        .map(|group| clip(model.norms.pair_clips[&group.name]))
+        .collect();
+    let mut sum = ClippedSum::new(&layout, &clips)
+        .unwrap()
+        .with_kernel(kernel);
     sum.add(&gradients).unwrap();
     let per_pair: Vec<f64> = (0..clips.len()).flat_map(|group| sum.raw(group)).collect();
 
     let flat = gradients.flattened("all");
-    let mut sum = ClippedSum::new(&flat.layout(), &[clip(model.norms.global_clip)]).unwrap().with_kernel(kernel);
+    let mut sum = ClippedSum::new(&flat.layout(), &[clip(model.norms.global_clip)])
+        .unwrap()
+        .with_kernel(kernel);
     sum.add(&flat).unwrap();
     let global = sum.raw(0);
 
     let mut start = 0;
-    for (key, width) in keys.iter().zip(layout.groups.iter().flat_map(|group| group.widths.clone())) {
+    for (key, width) in keys
+        .iter()
+        .zip(layout.groups.iter().flat_map(|group| group.widths.clone()))
+    {
         for (kind, found) in [("per_pair", &per_pair), ("global", &global)] {
             let what = format!("{} {name} {kernel:?} {kind}/{key}", model.name);
-            assert_close(&what, &found[start..start + width], &model.sums[&format!("{kind}/{key}")].1, 5e-5);
+            assert_close(
+                &what,
+                &found[start..start + width],
+                &model.sums[&format!("{kind}/{key}")].1,
+                5e-5,
+            );
         }
         start += width;
     }

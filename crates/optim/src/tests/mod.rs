@@ -32,7 +32,10 @@ pub(crate) fn devices() -> Vec<(&'static str, Device)> {
 /// A `[rows, width]` tensor.
 pub(crate) fn matrix(values: &[Vec<f32>], device: &Device) -> Tensor<2> {
     let width = values[0].len();
-    Tensor::from_data(TensorData::new(values.concat(), [values.len(), width]), device)
+    Tensor::from_data(
+        TensorData::new(values.concat(), [values.len(), width]),
+        device,
+    )
 }
 
 /// One group `g` of one tensor.

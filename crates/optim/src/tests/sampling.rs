@@ -18,14 +18,25 @@ fn every_unit_is_included_with_the_sampling_rate() {
         }
     }
     let expected = f64::from(batches) * rate;
-    let statistic: f64 =
-        counts.iter().map(|&count| (f64::from(count) - expected).powi(2) / (expected * (1.0 - rate))).sum();
+    let statistic: f64 = counts
+        .iter()
+        .map(|&count| (f64::from(count) - expected).powi(2) / (expected * (1.0 - rate)))
+        .sum();
     let law = ChiSquared::new(population as f64).unwrap();
-    assert!(statistic < law.inverse_cdf(1.0 - FALSE_ALARM), "chi-square {statistic}");
-    assert!(statistic > law.inverse_cdf(FALSE_ALARM), "chi-square {statistic}: too even for independent draws");
+    assert!(
+        statistic < law.inverse_cdf(1.0 - FALSE_ALARM),
+        "chi-square {statistic}"
+    );
+    assert!(
+        statistic > law.inverse_cdf(FALSE_ALARM),
+        "chi-square {statistic}: too even for independent draws"
+    );
     // Two units come together as often as independence says: a shuffled pass over the data would not.
     let pairs = Binomial::new(rate * rate, batches as u64).unwrap();
-    assert!(pairs.cdf(together) > FALSE_ALARM && pairs.sf(together) > FALSE_ALARM, "{together} pairs");
+    assert!(
+        pairs.cdf(together) > FALSE_ALARM && pairs.sf(together) > FALSE_ALARM,
+        "{together} pairs"
+    );
 }
 
 #[test]
@@ -38,16 +49,27 @@ fn batch_sizes_vary_as_poisson_sampling_says() {
         empty += u64::from(sampler.sample(&mut random).is_empty());
     }
     let law = Binomial::new((1.0 - rate).powi(population as i32), batches as u64).unwrap();
-    assert!(law.cdf(empty) > FALSE_ALARM && law.sf(empty) > FALSE_ALARM, "{empty} empty batches");
+    assert!(
+        law.cdf(empty) > FALSE_ALARM && law.sf(empty) > FALSE_ALARM,
+        "{empty} empty batches"
+    );
 }
 
 #[test]
 fn rate_one_takes_everyone_and_seeds_repeat() {
-    let everyone = PoissonSampler::new(50, 1.0).unwrap().sample(&mut SecureRandom::new().unwrap());
+    let everyone = PoissonSampler::new(50, 1.0)
+        .unwrap()
+        .sample(&mut SecureRandom::new().unwrap());
     assert_eq!(everyone, (0..50).collect::<Vec<_>>());
     let sampler = PoissonSampler::new(1000, 0.1).unwrap();
-    assert_eq!(sampler.sample(&mut SeededRandom::new(7)), sampler.sample(&mut SeededRandom::new(7)));
-    assert_ne!(sampler.sample(&mut SeededRandom::new(7)), sampler.sample(&mut SeededRandom::new(8)));
+    assert_eq!(
+        sampler.sample(&mut SeededRandom::new(7)),
+        sampler.sample(&mut SeededRandom::new(7))
+    );
+    assert_ne!(
+        sampler.sample(&mut SeededRandom::new(7)),
+        sampler.sample(&mut SeededRandom::new(8))
+    );
 }
 
 #[test]

@@ -9,7 +9,10 @@ pub(crate) const FALSE_ALARM: f64 = 1e-6;
 pub(crate) fn assert_normal_variance(what: &str, sample: &[f64], deviation: f64) {
     let statistic: f64 = sample.iter().map(|value| (value / deviation).powi(2)).sum();
     let law = ChiSquared::new(sample.len() as f64).unwrap();
-    let (low, high) = (law.inverse_cdf(FALSE_ALARM / 2.0), law.inverse_cdf(1.0 - FALSE_ALARM / 2.0));
+    let (low, high) = (
+        law.inverse_cdf(FALSE_ALARM / 2.0),
+        law.inverse_cdf(1.0 - FALSE_ALARM / 2.0),
+    );
     assert!(
         (low..=high).contains(&statistic),
         "{what}: chi-square {statistic} of {} values is outside [{low}, {high}]",
@@ -27,9 +30,14 @@ pub(crate) fn assert_follows(what: &str, sample: &[f64], cdf: impl Fn(f64) -> f6
         .enumerate()
         .map(|(index, &value)| {
             let cdf = cdf(value);
-            (cdf - index as f64 / n).abs().max(((index + 1) as f64 / n - cdf).abs())
+            (cdf - index as f64 / n)
+                .abs()
+                .max(((index + 1) as f64 / n - cdf).abs())
         })
         .fold(0.0, f64::max);
     let limit = ((2.0 / FALSE_ALARM).ln() / (2.0 * n)).sqrt();
-    assert!(distance <= limit, "{what}: distance {distance} exceeds {limit}");
+    assert!(
+        distance <= limit,
+        "{what}: distance {distance} exceeds {limit}"
+    );
 }

@@ -15,6 +15,9 @@ const ACTION: usize = 3;
 /// The policy's file in a run folder.
 const POLICY_FILE: &str = "sac_policy.safetensors";
 
+/// One row per adapter, and one for the run.
+type Rows = Vec<Vec<f32>>;
+
 /// How the agent learns within a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -63,7 +66,7 @@ pub struct AgentController {
     decisions: usize,
     last_factor: f64,
     /// Observation and action of the decision whose outcome is awaited.
-    pending: Option<(Vec<Vec<f32>>, Vec<Vec<f32>>)>,
+    pending: Option<(Rows, Rows)>,
 }
 
 impl AgentController {
@@ -80,10 +83,7 @@ impl AgentController {
         device: &Device,
     ) -> Result<Self, RldpError> {
         let rule = WarmUpRule::new(dimensions, clipping_norm)?;
-        let config = options
-            .sac
-            .clone()
-            .with_updates_per_step(options.updates);
+        let config = options.sac.clone().with_updates_per_step(options.updates);
         let mut sac = Sac::new(config, FEATURES, ACTION, seed, device)?;
         if let Some(path) = &options.policy {
             sac.load_policy(path)?;

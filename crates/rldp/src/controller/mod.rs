@@ -126,13 +126,24 @@ impl ControllerKind {
         device: &Device,
     ) -> Result<Box<dyn Controller>, RldpError> {
         Ok(match self {
-            Self::Sac => Box::new(AgentController::new(dimensions, clipping_norm, agent, seed, device)?),
+            Self::Sac => Box::new(AgentController::new(
+                dimensions,
+                clipping_norm,
+                agent,
+                seed,
+                device,
+            )?),
             Self::Rule => Box::new(RuleController::new(dimensions, clipping_norm)?),
             Self::Constant => {
                 let total = clipping_norm * (dimensions.len().max(1) as f64).sqrt();
                 Box::new(ConstantController::new(total)?)
             }
-            Self::Random => Box::new(RandomController::new(dimensions, clipping_norm, agent.bounds, seed)?),
+            Self::Random => Box::new(RandomController::new(
+                dimensions,
+                clipping_norm,
+                agent.bounds,
+                seed,
+            )?),
         })
     }
 }

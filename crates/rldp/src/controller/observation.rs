@@ -86,7 +86,7 @@ pub struct Observation {
 pub const FEATURES: usize = 16;
 
 impl Observation {
-    /// The observation as one row of [`FEATURES`] numbers per adapter and a last row for the run as a whole, which
+    /// The observation as one row of 16 numbers per adapter and a last row for the run as a whole, which
     /// decides the learning rate, the momentum and the noise level. Each is scaled to order one and bounded, so that
     /// one policy serves any model.
     ///

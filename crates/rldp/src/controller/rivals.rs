@@ -94,7 +94,11 @@ impl Controller for RandomController {
 
     fn decide(&mut self, observation: &Observation) -> Result<Decision, RldpError> {
         let action: Vec<Vec<f32>> = (0..=observation.adapters.len())
-            .map(|_| (0..3).map(|_| self.random.random_range(-1.0..1.0)).collect())
+            .map(|_| {
+                (0..3)
+                    .map(|_| self.random.random_range(-1.0..1.0))
+                    .collect()
+            })
             .collect();
         let decision = self.rule.moved(&action, &self.bounds, self.last_factor);
         self.last_factor = decision.learning_rate_factor;

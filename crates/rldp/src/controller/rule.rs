@@ -54,8 +54,8 @@ impl WarmUpRule {
         for (norm, fraction) in self.clipping_norms.iter_mut().zip(clipped_fractions) {
             let surplus = (fraction.get() - CLIPPED_AIM).clamp(-1.0, 1.0);
             let surplus = if surplus.is_nan() { 0.0 } else { surplus };
-            *norm = (*norm * (CLIPPING_RATE * surplus).exp())
-                .clamp(CLIPPING_RANGE.0, CLIPPING_RANGE.1);
+            *norm =
+                (*norm * (CLIPPING_RATE * surplus).exp()).clamp(CLIPPING_RANGE.0, CLIPPING_RANGE.1);
         }
     }
 

@@ -92,26 +92,121 @@ impl TrainerConfig {
     /// [`RldpError::OutOfRange`] naming the first setting that is out of range.
     pub fn validate(&self) -> Result<(), RldpError> {
         let checks: [(&'static str, f64, bool, &'static str); 20] = [
-            ("epsilon", self.epsilon, positive(self.epsilon), "(0, infinity)"),
-            ("delta", self.delta.unwrap_or(0.5), open_unit(self.delta.unwrap_or(0.5)), "(0, 1)"),
+            (
+                "epsilon",
+                self.epsilon,
+                positive(self.epsilon),
+                "(0, infinity)",
+            ),
+            (
+                "delta",
+                self.delta.unwrap_or(0.5),
+                open_unit(self.delta.unwrap_or(0.5)),
+                "(0, 1)",
+            ),
             ("steps", self.steps as f64, self.steps > 0, "[1, infinity)"),
-            ("batch size", self.batch_size, positive(self.batch_size), "(0, infinity)"),
-            ("micro-batch", self.micro_batch as f64, self.micro_batch > 0, "[1, infinity)"),
-            ("maximum length", self.max_length as f64, self.max_length > 1, "[2, infinity)"),
-            ("maximum rows per unit", self.max_rows_per_unit as f64, self.max_rows_per_unit > 0, "[1, infinity)"),
-            ("LoRA rank", self.lora_rank as f64, self.lora_rank > 0, "[1, infinity)"),
-            ("LoRA alpha", self.lora_alpha, positive(self.lora_alpha), "(0, infinity)"),
-            ("learning rate", self.learning_rate, positive(self.learning_rate), "(0, infinity)"),
-            ("final learning rate", self.final_learning_rate, closed_unit(self.final_learning_rate), "[0, 1]"),
-            ("beta 2", self.beta_2, (0.0..1.0).contains(&self.beta_2), "[0, 1)"),
-            ("clipping norm", self.clipping_norm, positive(self.clipping_norm), "(0, infinity)"),
-            ("decisions", self.decisions as f64, self.decisions > 0, "[1, infinity)"),
-            ("clipped-count share", self.clip_count_share, (0.0..0.5).contains(&self.clip_count_share), "[0, 0.5)"),
-            ("training-loss share", self.training_loss_share, (0.0..0.5).contains(&self.training_loss_share), "[0, 0.5)"),
-            ("loss bound", self.loss_bound, positive(self.loss_bound), "(0, infinity)"),
-            ("held-out fraction", self.held_out_fraction, self.held_out_fraction > 0.0 && self.held_out_fraction <= 0.3, "(0, 0.3]"),
-            ("held-out units", self.held_out_units as f64, self.held_out_units > 0, "[1, infinity)"),
-            ("bounds", self.smallest_bound(), self.smallest_bound() >= 0.0, "factors >= 1, distances >= 0"),
+            (
+                "batch size",
+                self.batch_size,
+                positive(self.batch_size),
+                "(0, infinity)",
+            ),
+            (
+                "micro-batch",
+                self.micro_batch as f64,
+                self.micro_batch > 0,
+                "[1, infinity)",
+            ),
+            (
+                "maximum length",
+                self.max_length as f64,
+                self.max_length > 1,
+                "[2, infinity)",
+            ),
+            (
+                "maximum rows per unit",
+                self.max_rows_per_unit as f64,
+                self.max_rows_per_unit > 0,
+                "[1, infinity)",
+            ),
+            (
+                "LoRA rank",
+                self.lora_rank as f64,
+                self.lora_rank > 0,
+                "[1, infinity)",
+            ),
+            (
+                "LoRA alpha",
+                self.lora_alpha,
+                positive(self.lora_alpha),
+                "(0, infinity)",
+            ),
+            (
+                "learning rate",
+                self.learning_rate,
+                positive(self.learning_rate),
+                "(0, infinity)",
+            ),
+            (
+                "final learning rate",
+                self.final_learning_rate,
+                closed_unit(self.final_learning_rate),
+                "[0, 1]",
+            ),
+            (
+                "beta 2",
+                self.beta_2,
+                (0.0..1.0).contains(&self.beta_2),
+                "[0, 1)",
+            ),
+            (
+                "clipping norm",
+                self.clipping_norm,
+                positive(self.clipping_norm),
+                "(0, infinity)",
+            ),
+            (
+                "decisions",
+                self.decisions as f64,
+                self.decisions > 0,
+                "[1, infinity)",
+            ),
+            (
+                "clipped-count share",
+                self.clip_count_share,
+                (0.0..0.5).contains(&self.clip_count_share),
+                "[0, 0.5)",
+            ),
+            (
+                "training-loss share",
+                self.training_loss_share,
+                (0.0..0.5).contains(&self.training_loss_share),
+                "[0, 0.5)",
+            ),
+            (
+                "loss bound",
+                self.loss_bound,
+                positive(self.loss_bound),
+                "(0, infinity)",
+            ),
+            (
+                "held-out fraction",
+                self.held_out_fraction,
+                self.held_out_fraction > 0.0 && self.held_out_fraction <= 0.3,
+                "(0, 0.3]",
+            ),
+            (
+                "held-out units",
+                self.held_out_units as f64,
+                self.held_out_units > 0,
+                "[1, infinity)",
+            ),
+            (
+                "bounds",
+                self.smallest_bound(),
+                self.smallest_bound() >= 0.0,
+                "factors >= 1, distances >= 0",
+            ),
         ];
         for (what, value, holds, range) in checks {
             if !holds {
@@ -140,7 +235,8 @@ impl TrainerConfig {
     /// The target delta for `units` privacy units: as set, else 1 / N^1.1.
     #[must_use]
     pub fn delta_for(&self, units: usize) -> f64 {
-        self.delta.unwrap_or_else(|| (units.max(2) as f64).powf(-1.1))
+        self.delta
+            .unwrap_or_else(|| (units.max(2) as f64).powf(-1.1))
     }
 
     /// The share of the units to hold out in each of the two held-out parts of a table of `units` units.
@@ -181,7 +277,8 @@ mod tests {
 
     #[test]
     fn every_bad_number_is_named() {
-        let cases: [(&str, fn(&mut TrainerConfig)); 8] = [
+        type Spoil = fn(&mut TrainerConfig);
+        let cases: [(&str, Spoil); 8] = [
             ("epsilon", |c| c.epsilon = 0.0),
             ("epsilon", |c| c.epsilon = f64::NAN),
             ("delta", |c| c.delta = Some(1.0)),

@@ -58,10 +58,10 @@ impl Encoding<'_> {
     /// As [`Encoding::units`].
     pub fn prompt(&self, text: &str) -> Result<Vec<u32>, RldpError> {
         let mut tokens = self.tokenizer.encode(text, true)?;
-        if let Some(bos) = self.special_tokens.bos {
-            if tokens.first() != Some(&bos) {
-                tokens.insert(0, bos);
-            }
+        if let Some(bos) = self.special_tokens.bos
+            && tokens.first() != Some(&bos)
+        {
+            tokens.insert(0, bos);
         }
         Ok(tokens)
     }

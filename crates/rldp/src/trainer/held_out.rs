@@ -129,7 +129,8 @@ fn unit_losses<M: LanguageModel>(
         let rows = model.per_example_loss(&batch.batch).into_data();
         let mut own = vec![0.0; batch.units];
         for (index, loss) in rows.iter::<f32>().enumerate() {
-            own[batch.unit_of_row[index]] += f64::from(batch.weight_of_row[index]) * f64::from(loss);
+            own[batch.unit_of_row[index]] +=
+                f64::from(batch.weight_of_row[index]) * f64::from(loss);
         }
         losses.extend(own);
     }

@@ -88,5 +88,8 @@ pub struct AdapterStatistics {
 }
 
 fn dot(left: &Tensor<1>, right: &Tensor<1>) -> f64 {
-    (left.clone() * right.clone()).sum().into_scalar::<f32>().into()
+    (left.clone() * right.clone())
+        .sum()
+        .into_scalar::<f32>()
+        .into()
 }

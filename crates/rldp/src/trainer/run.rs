@@ -17,13 +17,13 @@ use super::config::TrainerConfig;
 use super::examples::TokenUnit;
 use super::held_out::{HeldOut, public_loss};
 use super::interval::IntervalStatistics;
-use super::records::{
-    DecisionRecord, HeldOutRecord, MetricsWriter, Record, StepRecord, Watcher,
-};
+use super::records::{DecisionRecord, HeldOutRecord, MetricsWriter, Record, StepRecord, Watcher};
 use super::step::PrivateStep;
 use super::summary::{AdapterSummary, RunSummary};
 use crate::budget::Budget;
-use crate::controller::{AdapterView, Controller, Decision, Observation, Outcome, Visible, WarmUpRule};
+use crate::controller::{
+    AdapterView, Controller, Decision, Observation, Outcome, Visible, WarmUpRule,
+};
 use crate::error::RldpError;
 
 /// The private table, encoded, in its three disjoint parts.
@@ -93,7 +93,11 @@ pub fn fine_tune<M: LanguageModel>(
     run.train(model, controller, watcher)?;
     let adapter = setup.folder.join(ADAPTER_FOLDER);
     save_adapter(model, &setup.lora, Some(&setup.base_model), &adapter)?;
-    let mut files = vec![LEDGER_FILE.to_owned(), METRICS_FILE.to_owned(), ADAPTER_FOLDER.to_owned()];
+    let mut files = vec![
+        LEDGER_FILE.to_owned(),
+        METRICS_FILE.to_owned(),
+        ADAPTER_FOLDER.to_owned(),
+    ];
     files.extend(controller.save(&setup.folder)?);
     watcher.end();
     run.summary(files)
@@ -313,10 +317,13 @@ impl<'a> Run<'a> {
         if let Some(before) = before {
             check_moved(&before, &squared_norms(&adapters(model)), learning_rate)?;
         }
-        let clipped: Option<Vec<f64>> = release
-            .clipped_fractions
-            .as_ref()
-            .map(|fractions| fractions.values.iter().map(|value| *value.value()).collect());
+        let clipped: Option<Vec<f64>> = release.clipped_fractions.as_ref().map(|fractions| {
+            fractions
+                .values
+                .iter()
+                .map(|value| *value.value())
+                .collect()
+        });
         self.observe(&release, clipped.as_deref());
         let record = Record::Step(StepRecord {
             step: taken + 1,
@@ -433,7 +440,13 @@ impl<'a> Run<'a> {
             &mut self.ledger,
             self.random.as_mut(),
         )?;
-        self.held_out_record("test", taken, *released.loss.value(), released.noise, watcher)
+        self.held_out_record(
+            "test",
+            taken,
+            *released.loss.value(),
+            released.noise,
+            watcher,
+        )
     }
 
     fn held_out_record(

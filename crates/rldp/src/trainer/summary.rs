@@ -94,7 +94,10 @@ impl RunSummary {
     }
 
     fn series(&self, name: &str, value: impl Fn(&StepRecord) -> f64) -> Series {
-        Series::new(name, self.steps().map(|s| (s.step as f64, value(s))).collect())
+        Series::new(
+            name,
+            self.steps().map(|s| (s.step as f64, value(s))).collect(),
+        )
     }
 
     fn per_adapter(&self, values: impl Fn(&StepRecord) -> Option<&Vec<f64>>) -> Vec<Series> {
@@ -151,8 +154,16 @@ impl RunSummary {
         let mut figures = Vec::new();
         if let Some((before, after)) = self.perplexities("test") {
             let note = "per-person mean, released with noise from the test people's own budget";
-            figures.push(Figure::new("Test perplexity before", format!("{before:.2}"), note));
-            figures.push(Figure::new("Test perplexity after", format!("{after:.2}"), note));
+            figures.push(Figure::new(
+                "Test perplexity before",
+                format!("{before:.2}"),
+                note,
+            ));
+            figures.push(Figure::new(
+                "Test perplexity after",
+                format!("{after:.2}"),
+                note,
+            ));
         }
         figures.push(Figure::new(
             "Optimizer steps",
@@ -165,9 +176,14 @@ impl RunSummary {
     fn adapter_table(&self) -> TableData {
         let last = self.steps().last();
         TableData {
-            header: ["adapter", "parameters", "last clipping norm", "last noise multiplier"]
-                .map(str::to_owned)
-                .to_vec(),
+            header: [
+                "adapter",
+                "parameters",
+                "last clipping norm",
+                "last noise multiplier",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
             rows: self
                 .adapters
                 .iter()
@@ -204,9 +220,15 @@ impl RunSummary {
             })
             .collect();
         TableData {
-            header: ["part", "after step", "released loss (nats)", "noise (nats)", "perplexity"]
-                .map(str::to_owned)
-                .to_vec(),
+            header: [
+                "part",
+                "after step",
+                "released loss (nats)",
+                "noise (nats)",
+                "perplexity",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
             rows,
         }
     }
@@ -215,7 +237,10 @@ impl RunSummary {
         let mut rows = vec![
             ("controller".to_owned(), self.controller.to_owned()),
             ("privacy units".to_owned(), self.units.to_string()),
-            ("sampling rate".to_owned(), format!("{:.6}", self.sampling_rate)),
+            (
+                "sampling rate".to_owned(),
+                format!("{:.6}", self.sampling_rate),
+            ),
             ("delta".to_owned(), format!("{:.3e}", self.delta)),
         ];
         // The settings are plain data, so their own serialisation is the most honest list of them.
