@@ -9,7 +9,7 @@ use rand::SeedableRng as _;
 use rand::rngs::ChaCha20Rng;
 use rldp::controller::AgentOptions;
 use rldp::data::{
-    Corpus, CorpusOptions, DataKey, Fractions, ReadOptions, Table, Template, TextUnit,
+    Corpus, CorpusOptions, DataKey, Fractions, ReadOptions, Table, Template, TextSource, TextUnit,
     public_texts, read_table, units,
 };
 use rldp::report::Sample;
@@ -51,6 +51,12 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
     let mut progress = Progress::new(config.epsilon);
 
     let source = source(settings)?;
+    // Refuses a table without a text before anything is created.
+    TextSource::choose(
+        &source.table,
+        settings.text_column.as_deref(),
+        source.template.as_ref(),
+    )?;
     let unit_count = units(&source.table, settings.unit_column.as_deref())?.len();
     progress.phase(&format!("{}: {unit_count} privacy units", source.name));
     let mut loaded = load_model(settings, &device, &mut progress)?;

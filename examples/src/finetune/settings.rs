@@ -21,7 +21,12 @@ fn defaults() -> TrainerConfig {
 /// Without arguments: the embedded GPT-2-architecture base model on the embedded SUPPORT2 table (9,105 hospital
 /// patients), at epsilon 8. Every flag can also stand in a TOML file given with --config; flags win.
 #[derive(Clone, Debug, Parser, Serialize, Deserialize)]
-#[command(name = "finetune", version, args_override_self = true)]
+#[command(
+    name = "finetune",
+    version,
+    args_override_self = true,
+    allow_negative_numbers = true
+)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Settings {
     /// Base model: a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a hub id such as
@@ -91,6 +96,10 @@ pub struct Settings {
     /// Saved agent policy to start from
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
+    /// Bound that per-unit losses are clipped to before they are released, in nats per token: higher losses read as
+    /// this, and the noise in the released losses is proportional to it
+    #[arg(long, default_value_t = defaults().loss_bound)]
+    pub loss_bound: f64,
     /// Expected units held out for validation, and again for the test
     #[arg(long, default_value_t = defaults().held_out_units)]
     pub held_out_units: usize,
@@ -174,6 +183,7 @@ impl Settings {
             controller: self.controller,
             budget: self.budget,
             decisions: self.decisions,
+            loss_bound: self.loss_bound,
             held_out_units: self.held_out_units,
             ..TrainerConfig::default()
         }

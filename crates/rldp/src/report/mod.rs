@@ -24,7 +24,8 @@
 //!     },
 //! );
 //! report.epsilon = Series::new("spent", vec![(0.0, 0.0), (1.0, 2.1), (2.0, 2.9)]);
-//! assert!(report.to_html().contains("&epsilon;"));
+//! // Rounded up, never down.
+//! assert!(report.to_html().contains("7.994"));
 //! ```
 
 mod chart;

@@ -78,7 +78,7 @@ impl Default for TrainerConfig {
             decisions: 10,
             clip_count_share: 0.01,
             training_loss_share: 0.0,
-            loss_bound: 5.0,
+            loss_bound: 6.0,
             held_out_fraction: 0.1,
             held_out_units: 400,
         }

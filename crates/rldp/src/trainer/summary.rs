@@ -60,7 +60,7 @@ impl RunSummary {
             covered: vec![
                 "the adapter".to_owned(),
                 "the ledger, the metrics and the agent's policy".to_owned(),
-                "every figure on this page and every figure printed during the run".to_owned(),
+                "every figure on this page, and every figure printed during the run but for how long things took".to_owned(),
             ],
             not_covered: vec![
                 "other runs on the same people: their budgets add up".to_owned(),
