@@ -159,7 +159,15 @@ fn smallest(
     // An overflowing loss is too little noise, not a failure. Logarithms make the function nearly straight.
     let mut excess = |x: f64| -> Result<f64, AccountingError> {
         match epsilon(x) {
-            Ok(e) => Ok(e.max(1e-12 * target.epsilon).ln() - target.epsilon.ln()),
+            Ok(e) => {
+                let excess = e.max(1e-12 * target.epsilon).ln() - target.epsilon.ln();
+                // The sign is that of the comparison itself: logarithms of neighbouring numbers can be equal.
+                Ok(if e <= target.epsilon {
+                    excess.min(0.0)
+                } else {
+                    excess.max(f64::MIN_POSITIVE)
+                })
+            }
             Err(AccountingError::Overflow) => Ok(f64::INFINITY),
             Err(other) => Err(other),
         }

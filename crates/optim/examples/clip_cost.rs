@@ -1,4 +1,4 @@
-//! What clipping, summing and noise cost for the adapters of two models: `cargo run --release -p rldp-optim --example step_cost`.
+//! What clipping, summing and noise cost for the adapters of two models: `cargo run --release -p rldp-optim --example clip_cost`.
 
 use std::time::Instant;
 
