@@ -9,6 +9,8 @@ use rldp_optim::{
     SecureRandom, SeededRandom, StepPlan,
 };
 
+// The ndarray backend is deprecated upstream; while it exists it is the second opinion.
+#[allow(deprecated)]
 fn devices() -> Vec<(&'static str, Device)> {
     vec![
         #[cfg(feature = "flex")]

@@ -11,6 +11,8 @@ use safetensors::{Dtype, SafeTensors};
 pub const MODELS: [&str; 4] = ["gpt2", "llama32", "llama_untied", "mistral"];
 
 /// Every CPU backend compiled in.
+// The ndarray backend is deprecated upstream; while it exists it is the second opinion.
+#[allow(deprecated)]
 pub fn devices() -> Vec<(&'static str, Device)> {
     vec![
         #[cfg(feature = "flex")]

@@ -20,6 +20,8 @@ pub(crate) fn cases() -> Vec<(&'static str, Device, Kernel)> {
     cases
 }
 
+// The ndarray backend is deprecated upstream; while it exists it is the second opinion.
+#[allow(deprecated)]
 pub(crate) fn devices() -> Vec<(&'static str, Device)> {
     vec![
         #[cfg(feature = "flex")]

@@ -5,6 +5,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rldp_sac::{Observation, Sac, SacConfig, Transition};
 
 /// Every CPU backend that was compiled in.
+// The ndarray backend is deprecated upstream; while it exists it is the second opinion.
+#[allow(deprecated)]
 pub fn devices() -> Vec<(&'static str, Device)> {
     vec![
         #[cfg(feature = "flex")]
