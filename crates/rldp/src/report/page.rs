@@ -188,7 +188,7 @@ fn charts(report: &RunReport) -> Vec<Chart> {
             scale: Scale::Linear,
             ..chart(
                 "Privacy spent",
-                "Upper bound of the accountant",
+                "Of the steps so far; the guarantee is the one stated above",
                 "\u{3b5}",
                 std::slice::from_ref(&report.epsilon),
             )

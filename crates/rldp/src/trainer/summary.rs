@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::TrainerConfig;
 use super::records::{HeldOutRecord, Record, StepRecord};
+use crate::budget::BudgetKind;
 use crate::report::{Figure, Guarantee, RunReport, SelfAudit, Series, TableData};
 
 /// One adapter, for the report.
@@ -137,7 +138,12 @@ impl RunSummary {
         if !loss.is_empty() {
             report.loss.push(Series::new("training", loss));
         }
-        report.epsilon = self.series("epsilon spent in training", |s| s.epsilon_spent);
+        // A deck's cards are chosen adaptively, so only the whole deck's epsilon is a guarantee.
+        let name = match self.config.budget {
+            BudgetKind::Deck => "as if the order had been fixed (reference only)",
+            BudgetKind::Fixed | BudgetKind::Filter => "epsilon spent in training",
+        };
+        report.epsilon = self.series(name, |s| s.epsilon_spent);
         report.radii = self.per_adapter(|s| Some(&s.clipping_norms));
         report.clipped = self.per_adapter(|s| s.clipped_fractions.as_ref());
         report.noise_multiplier = vec![self.series("effective", |s| s.noise_multiplier)];
