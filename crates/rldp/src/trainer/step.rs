@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 use rldp_accounting::Segment;
-use rldp_accounting::ledger::{Event, LedgerWriter};
+use rldp_accounting::ledger::LedgerWriter;
 use rldp_lora::{
     AdapterRef, adapter_parameters, adapters, expand_adapters, per_example_gradients, set_adapters,
 };
@@ -162,14 +162,7 @@ impl PrivateStep {
             let (gradients, losses) = per_unit_gradients(model, &batch)?;
             accumulator.add(&gradients, losses_wanted.then(|| Private::new(losses)))?;
         }
-        ledger.append(&Event::Step {
-            step: number,
-            sampling_rate: plan.sampling_rate(),
-            noise_multiplier: plan.noise_multiplier(),
-            group_noise_multipliers: plan.group_noise_multipliers().to_vec(),
-            clipping_norms: plan.clipping_norms().to_vec(),
-            telemetry: plan.telemetry_noise_multipliers(),
-        })?;
+        ledger.append(&plan.event(number))?;
         let release = accumulator.release(random, &self.device)?;
         self.beta_1.set(beta_1);
         let moved = self
