@@ -32,6 +32,8 @@ pub mod config;
 pub mod error;
 /// Reading and writing safetensors files.
 pub mod file;
+/// Functions called in a layer's forward pass.
+pub mod hook;
 /// The walk over a model's linear layers that everything else builds on.
 pub mod layers;
 /// The linear layer with an optional adapter.
@@ -47,6 +49,7 @@ pub use adapter::{AdapterRef, Adapters, LoraAdapter};
 pub use config::LoraConfig;
 pub use error::LoraError;
 pub use file::{HostTensor, TensorFile, write_tensors};
+pub use hook::ForwardHook;
 pub use layers::{
     LinearLayers, adapter_parameters, adapters, add_lora, freeze_base, remove_lora, set_adapters,
 };

@@ -1,7 +1,7 @@
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Tensor, module::linear};
 
-use crate::LoraAdapter;
+use crate::{ForwardHook, LoraAdapter};
 
 /// A linear layer with frozen weights and an optional adapter.
 ///
@@ -15,6 +15,9 @@ pub struct LoraLinear {
     pub bias: Option<Param<Tensor<1>>>,
     /// The adapter, if the layer is a target.
     pub adapter: Option<LoraAdapter>,
+    /// Called with the layer's input and output, if any.
+    #[module(skip)]
+    pub hook: Option<ForwardHook>,
     /// Whether the adapter is currently folded into the weight.
     #[module(skip)]
     pub(crate) merged: bool,
@@ -27,6 +30,7 @@ impl LoraLinear {
             weight: Param::initialized(ParamId::new(), weight),
             bias: bias.map(|bias| Param::initialized(ParamId::new(), bias)),
             adapter: None,
+            hook: None,
             merged: false,
         }
     }
@@ -47,6 +51,13 @@ impl LoraLinear {
     ///
     /// If the adapter is expanded to a number of examples other than `x` has.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        match &self.hook {
+            None => self.output(x),
+            Some(hook) => hook.call(x.clone(), self.output(x)),
+        }
+    }
+
+    fn output(&self, x: Tensor<3>) -> Tensor<3> {
         let (weight, bias) = (self.weight.val(), self.bias.as_ref().map(Param::val));
         match self.adapter.as_ref().filter(|_| !self.merged) {
             None => linear(x, weight, bias),

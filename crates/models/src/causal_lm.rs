@@ -1,12 +1,13 @@
 use std::path::Path;
 
-use burn::module::Module;
+use burn::module::{Module, ParamId};
 use burn::tensor::{Device, Int, Tensor};
 use rldp_lora::{HostTensor, LinearLayers, LoraLinear, write_tensors};
 use serde_json::Value;
 
 use crate::checkpoint::{Progress, SINGLE_FILE};
 use crate::config::SpecialTokens;
+use crate::full::{FullParameters, LayerSlot};
 use crate::registry::{LoadedModel, Registry};
 use crate::{Gpt2, KvCache, LanguageModel, Llama, ModelError};
 
@@ -114,6 +115,16 @@ impl LanguageModel for CausalLm {
 
     fn host_weights(&self) -> Result<Vec<HostTensor>, ModelError> {
         each!(self, model => model.host_weights())
+    }
+}
+
+impl FullParameters for CausalLm {
+    fn visit_layers_mut(&mut self, visit: &mut dyn FnMut(LayerSlot<'_>)) {
+        each!(self, model => model.visit_layers_mut(visit));
+    }
+
+    fn head_parameter(&self) -> (&'static str, ParamId) {
+        each!(self, model => model.head_parameter())
     }
 }
 

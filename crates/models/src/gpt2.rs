@@ -1,8 +1,8 @@
 //! GPT-2 (Radford et al. 2019): learned positions, pre-norm blocks, Conv1D weights, tied head.
 
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Int, Tensor, module::embedding};
-use rldp_lora::{HostTensor, LinearLayers, LoraLinear};
+use rldp_lora::{ForwardHook, HostTensor, LinearLayers, LoraLinear};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -10,6 +10,7 @@ use crate::activation::Activation;
 use crate::attention::Attention;
 use crate::checkpoint::{Checkpoint, Start, Weights};
 use crate::config::Settings;
+use crate::full::{FullParameters, LayerKind, LayerSlot, linear_slot};
 use crate::linear::{LinearSpec, Storage, host_linear, take_linear};
 use crate::norm::{LayerNorm, frozen};
 use crate::random::RandomWeights;
@@ -159,6 +160,8 @@ pub struct Gpt2 {
     final_norm: LayerNorm,
     head: Option<Param<Tensor<2>>>,
     #[module(skip)]
+    embedding_hook: Option<ForwardHook>,
+    #[module(skip)]
     config: Gpt2Config,
 }
 
@@ -247,6 +250,7 @@ impl Gpt2 {
             blocks,
             final_norm,
             head: head.map(frozen),
+            embedding_hook: None,
             config: config.clone(),
         })
     }
@@ -335,6 +339,9 @@ impl LanguageModel for Gpt2 {
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let positions = self.position_embedding.val().narrow(0, start, time);
         let mut x = embedding(self.token_embedding.val(), input_ids) + positions.unsqueeze();
+        if let Some(hook) = &self.embedding_hook {
+            x = hook.call(x.clone(), x);
+        }
         for (layer, block) in self.blocks.iter().enumerate() {
             let cache = cache.as_mut().map(|cache| (&mut **cache, layer));
             x = block.forward(x, cache);
@@ -414,6 +421,37 @@ impl Block {
             ("mlp.c_fc", &mut self.mlp_in),
             ("mlp.c_proj", &mut self.mlp_out),
         ]
+    }
+}
+
+impl FullParameters for Gpt2 {
+    fn visit_layers_mut(&mut self, visit: &mut dyn FnMut(LayerSlot<'_>)) {
+        visit(LayerSlot {
+            name: "transformer.wte".to_owned(),
+            kind: LayerKind::Embedding {
+                tokens: self.token_embedding.id,
+                vocabulary: self.config.vocabulary,
+                positions: Some((self.position_embedding.id, self.config.positions)),
+            },
+            hook: &mut self.embedding_hook,
+        });
+        for (layer, block) in self.blocks.iter_mut().enumerate() {
+            let name = |part: &str| format!("transformer.h.{layer}.{part}");
+            visit(block.norm_1.slot(name("ln_1")));
+            visit(linear_slot(name("attn.c_attn"), &mut block.qkv));
+            visit(linear_slot(name("attn.c_proj"), &mut block.attention_out));
+            visit(block.norm_2.slot(name("ln_2")));
+            visit(linear_slot(name("mlp.c_fc"), &mut block.mlp_in));
+            visit(linear_slot(name("mlp.c_proj"), &mut block.mlp_out));
+        }
+        visit(self.final_norm.slot("transformer.ln_f".to_owned()));
+    }
+
+    fn head_parameter(&self) -> (&'static str, ParamId) {
+        match &self.head {
+            Some(head) => ("lm_head", head.id),
+            None => ("transformer.wte", self.token_embedding.id),
+        }
     }
 }
 

@@ -36,6 +36,8 @@ pub mod config;
 mod device_cache;
 /// The error type of this crate.
 pub mod error;
+/// Every parameter of a model, layer by layer, for training all of them.
+pub mod full;
 mod fused;
 /// Sampling.
 pub mod generate;
@@ -65,6 +67,7 @@ pub use cache::KvCache;
 pub use causal_lm::CausalLm;
 pub use config::SpecialTokens;
 pub use error::ModelError;
+pub use full::{FullParameters, LayerKind, LayerSlot, Normalisation, ProjectionPass};
 pub use generate::{GenerationOptions, generate};
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use llama::{Llama, LlamaConfig};

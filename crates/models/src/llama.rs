@@ -2,9 +2,9 @@
 //!
 //! The two differ in what their configurations may say: Mistral has a sliding window and no biases.
 
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Int, Tensor, module::embedding};
-use rldp_lora::{HostTensor, LinearLayers, LoraLinear};
+use rldp_lora::{ForwardHook, HostTensor, LinearLayers, LoraLinear};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -12,6 +12,7 @@ use crate::attention::{Attention, MaskKey};
 use crate::checkpoint::{Checkpoint, Start, Weights};
 use crate::config::Settings;
 use crate::device_cache::DeviceCache;
+use crate::full::{FullParameters, LayerKind, LayerSlot, linear_slot};
 use crate::fused::gated_silu;
 use crate::linear::{LinearSpec, Storage, host_linear, take_linear};
 use crate::norm::{RmsNorm, frozen};
@@ -205,6 +206,8 @@ pub struct Llama {
     final_norm: RmsNorm,
     head: Option<Param<Tensor<2>>>,
     #[module(skip)]
+    embedding_hook: Option<ForwardHook>,
+    #[module(skip)]
     config: LlamaConfig,
 }
 
@@ -293,6 +296,7 @@ impl Llama {
             blocks,
             final_norm,
             head: head.map(frozen),
+            embedding_hook: None,
             config: config.clone(),
         })
     }
@@ -412,6 +416,9 @@ impl LanguageModel for Llama {
     ) -> Tensor<3> {
         let [_, time] = input_ids.dims();
         let mut x = embedding(self.token_embedding.val(), input_ids);
+        if let Some(hook) = &self.embedding_hook {
+            x = hook.call(x.clone(), x);
+        }
         for (layer, block) in self.blocks.iter().enumerate() {
             let cache = cache.as_mut().map(|cache| (&mut **cache, layer));
             x = block.forward(x, cache);
@@ -470,6 +477,36 @@ impl LanguageModel for Llama {
             tensors.push(HostTensor::from_tensor(&name, norm.weight.val())?);
         }
         Ok(tensors)
+    }
+}
+
+impl FullParameters for Llama {
+    fn visit_layers_mut(&mut self, visit: &mut dyn FnMut(LayerSlot<'_>)) {
+        visit(LayerSlot {
+            name: "model.embed_tokens".to_owned(),
+            kind: LayerKind::Embedding {
+                tokens: self.token_embedding.id,
+                vocabulary: self.config.vocabulary,
+                positions: None,
+            },
+            hook: &mut self.embedding_hook,
+        });
+        for (layer, block) in self.blocks.iter_mut().enumerate() {
+            let name = |part: &str| format!("model.layers.{layer}.{part}");
+            visit(block.norm_1.slot(name("input_layernorm")));
+            visit(block.norm_2.slot(name("post_attention_layernorm")));
+            for (part, linear) in block.linears_mut() {
+                visit(linear_slot(name(part), linear));
+            }
+        }
+        visit(self.final_norm.slot("model.norm".to_owned()));
+    }
+
+    fn head_parameter(&self) -> (&'static str, ParamId) {
+        match &self.head {
+            Some(head) => ("lm_head", head.id),
+            None => ("model.embed_tokens", self.token_embedding.id),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::Tensor;
+use rldp_lora::ForwardHook;
 
 use crate::ModelError;
 use crate::checkpoint::{Start, Weights};
@@ -11,8 +12,11 @@ pub struct LayerNorm {
     pub weight: Param<Tensor<1>>,
     /// The shift.
     pub bias: Param<Tensor<1>>,
+    /// Called with the layer's input and output, if any.
     #[module(skip)]
-    epsilon: f64,
+    pub hook: Option<ForwardHook>,
+    #[module(skip)]
+    pub(crate) epsilon: f64,
 }
 
 /// Root-mean-square normalisation over the last dimension, with scale.
@@ -20,8 +24,11 @@ pub struct LayerNorm {
 pub struct RmsNorm {
     /// The scale.
     pub weight: Param<Tensor<1>>,
+    /// Called with the layer's input and output, if any.
     #[module(skip)]
-    epsilon: f64,
+    pub hook: Option<ForwardHook>,
+    #[module(skip)]
+    pub(crate) epsilon: f64,
 }
 
 /// A frozen parameter.
@@ -39,11 +46,19 @@ impl LayerNorm {
         Ok(Self {
             weight: frozen(weights.take(&format!("{name}.weight"), [size], Start::Ones)?),
             bias: frozen(weights.take(&format!("{name}.bias"), [size], Start::Zeros)?),
+            hook: None,
             epsilon,
         })
     }
 
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        match &self.hook {
+            None => self.output(x),
+            Some(hook) => hook.call(x.clone(), self.output(x)),
+        }
+    }
+
+    fn output(&self, x: Tensor<3>) -> Tensor<3> {
         burn::tensor::module::layer_norm(x, self.weight.val(), Some(self.bias.val()), self.epsilon)
     }
 }
@@ -57,11 +72,19 @@ impl RmsNorm {
     ) -> Result<Self, ModelError> {
         Ok(Self {
             weight: frozen(weights.take(&format!("{name}.weight"), [size], Start::Ones)?),
+            hook: None,
             epsilon,
         })
     }
 
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        match &self.hook {
+            None => self.output(x),
+            Some(hook) => hook.call(x.clone(), self.output(x)),
+        }
+    }
+
+    fn output(&self, x: Tensor<3>) -> Tensor<3> {
         let mean_square = (x.clone() * x.clone()).mean_dim(2);
         let inverse = (mean_square + self.epsilon).sqrt().recip();
         x * inverse * self.weight.val().reshape([1, 1, -1])

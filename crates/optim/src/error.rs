@@ -79,6 +79,20 @@ pub enum OptimError {
         /// What the backend said.
         message: String,
     },
+    /// The loss does not depend on a layer that was recorded on a [`Tape`](crate::ghost::Tape).
+    #[error("the loss does not depend on recorded layer {layer}")]
+    MissingGradient {
+        /// Position of the layer among those recorded.
+        layer: usize,
+    },
+    /// No layer was recorded for a parameter that is to be trained.
+    #[error("no layer was recorded for a parameter of shape {shape:?} in group `{group}`")]
+    UnrecordedParameter {
+        /// The parameter's clipping group.
+        group: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
     /// The accountant refused.
     #[error(transparent)]
     Accounting(#[from] AccountingError),

@@ -10,6 +10,7 @@
 mod accumulate;
 pub mod clip;
 mod error;
+pub mod ghost;
 mod gradients;
 mod kernels;
 mod optimizer;

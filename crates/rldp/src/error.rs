@@ -31,6 +31,14 @@ pub enum RldpError {
     /// The model has no adapter to train.
     #[error("the model has no adapter: none of its layers matched the target modules")]
     NoAdapters,
+    /// A model to be trained in full has parameters that it does not show layer by layer, such as adapters.
+    #[error(
+        "{tensors} parameter tensors are in none of the layers that the model shows; remove adapters before training all parameters"
+    )]
+    UncoveredParameters {
+        /// How many tensors.
+        tensors: usize,
+    },
     /// A part of the data holds no unit.
     #[error("the {part} part holds no privacy unit: {units} units in all")]
     EmptyPart {

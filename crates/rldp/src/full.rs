@@ -1,0 +1,186 @@
+//! Full-parameter private training of a language model: per-example gradients of everything it has.
+//!
+//! Beyond adapters: every weight, bias, norm and embedding is trained. [`per_example_gradients`] is a source of
+//! per-example gradients like the adapters' own; clipping, noise and accounting are the same.
+
+use std::collections::HashMap;
+
+use burn::module::{ModuleVisitor, Param, ParamId};
+use burn::tensor::Tensor;
+use rldp_lora::ForwardHook;
+use rldp_models::{Batch, FullParameters, LayerKind};
+use rldp_optim::ghost::{Factor, Tape};
+use rldp_optim::{DpOptimizer, GroupGradients, ParameterGroups, ParameterSlot, StepRelease};
+
+use crate::error::RldpError;
+
+/// Which parameters share one clipping norm.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Grouping {
+    /// All of them: flat clipping.
+    #[default]
+    Flat,
+    /// Those of one layer.
+    PerLayer,
+    /// Every tensor has its own.
+    PerTensor,
+}
+
+/// All parameters of a model in clipping groups. A tied output projection belongs to the embedding.
+///
+/// # Errors
+/// [`RldpError::UncoveredParameters`] if the model has parameters outside the layers it shows, such as adapters.
+pub fn parameter_groups<M: FullParameters>(
+    model: &M,
+    grouping: Grouping,
+) -> Result<ParameterGroups, RldpError> {
+    let mut shapes = Shapes(HashMap::new());
+    model.visit(&mut shapes);
+    let mut layers: Vec<(String, Vec<ParamId>)> = Vec::new();
+    model.clone().visit_layers_mut(&mut |slot| {
+        let ids = match slot.kind {
+            LayerKind::Linear { weight, bias } | LayerKind::Norm { weight, bias, .. } => {
+                std::iter::once(weight).chain(bias).collect()
+            }
+            LayerKind::Embedding {
+                tokens, positions, ..
+            } => std::iter::once(tokens)
+                .chain(positions.map(|(id, _)| id))
+                .collect(),
+            _ => Vec::new(),
+        };
+        layers.push((slot.name, ids));
+    });
+    let (name, head) = model.head_parameter();
+    if !layers.iter().any(|(_, ids)| ids.contains(&head)) {
+        layers.push((name.to_owned(), vec![head]));
+    }
+
+    let mut named: Vec<(String, Vec<ParameterSlot>)> = Vec::new();
+    for (name, ids) in layers {
+        let slots = ids.into_iter().filter_map(|id| {
+            shapes
+                .0
+                .remove(&id)
+                .map(|shape| ParameterSlot { id, shape })
+        });
+        named.push((name, slots.collect()));
+    }
+    if !shapes.0.is_empty() {
+        return Err(RldpError::UncoveredParameters {
+            tensors: shapes.0.len(),
+        });
+    }
+    let groups = ParameterGroups::new();
+    Ok(match grouping {
+        Grouping::Flat => {
+            let slots = named.into_iter().flat_map(|(_, slots)| slots).collect();
+            groups.with("all parameters", slots)
+        }
+        Grouping::PerLayer => named
+            .into_iter()
+            .fold(groups, |groups, (name, slots)| groups.with(name, slots)),
+        Grouping::PerTensor => named
+            .into_iter()
+            .flat_map(|(name, slots)| {
+                slots
+                    .into_iter()
+                    .enumerate()
+                    .map(move |(index, slot)| (format!("{name}.{index}"), vec![slot]))
+            })
+            .fold(groups, |groups, (name, slots)| groups.with(name, slots)),
+    })
+}
+
+/// Shapes of all float parameters.
+struct Shapes(HashMap<ParamId, Vec<usize>>);
+
+impl ModuleVisitor for Shapes {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.0.insert(param.id, param.val().dims().to_vec());
+    }
+}
+
+/// Per-example gradients of the loss by all parameters in `groups`, and the losses, `[examples]`.
+///
+/// # Guarantee
+/// Row `i` is the gradient of example `i`'s own loss and depends on no other example: it is made from slice `i` of every
+/// layer's input and output gradient ([`rldp_optim::ghost`]). A tied matrix has the sum of its two gradients.
+///
+/// # Errors
+/// Parameters in `groups` that are not the model's.
+pub fn per_example_gradients<M: FullParameters>(
+    model: &M,
+    batch: &Batch,
+    groups: &ParameterGroups,
+) -> Result<(Vec<GroupGradients>, Tensor<1>), RldpError> {
+    let tape = Tape::new();
+    let mut hooked = model.valid();
+    hooked.visit_layers_mut(&mut |slot| {
+        *slot.hook = hook(slot.kind, &tape, batch);
+    });
+    let hidden = hooked.hidden_states(batch.input_ids.clone(), None);
+    let pass = hooked.projection_pass(hidden, batch);
+    let (_, head) = hooked.head_parameter();
+    tape.known(
+        head,
+        Factor::Outer {
+            left: pass.errors,
+            right: pass.hidden,
+        },
+    );
+    let losses = pass.losses.clone().without_autodiff();
+    let mut gradients = pass.losses.sum().backward();
+    drop(hooked);
+    let factored = tape.finish(&mut gradients)?;
+    drop(gradients);
+    Ok((factored.multiplied_out(groups)?, losses))
+}
+
+/// Records a layer on the tape.
+fn hook(kind: LayerKind, tape: &Tape, batch: &Batch) -> Option<ForwardHook> {
+    let tape = tape.clone();
+    Some(match kind {
+        LayerKind::Linear { weight, bias } => {
+            ForwardHook::new(move |input, output| tape.linear(weight, bias, input, output))
+        }
+        LayerKind::Norm {
+            weight,
+            bias,
+            normalisation,
+        } => ForwardHook::new(move |input: Tensor<3>, output| {
+            let normalised = normalisation.apply(input.without_autodiff());
+            tape.scale(weight, bias, normalised, output)
+        }),
+        LayerKind::Embedding {
+            tokens,
+            vocabulary,
+            positions,
+        } => {
+            let ids = batch.input_ids.clone();
+            ForwardHook::new(move |_, output| {
+                let output = tape.embedding(tokens, vocabulary, ids.clone(), output);
+                match positions {
+                    Some((table, rows)) => tape.positions(table, rows, output),
+                    None => output,
+                }
+            })
+        }
+        _ => return None,
+    })
+}
+
+/// Moves all parameters in the optimizer's groups by one step and gives the model back without autodiff.
+///
+/// # Errors
+/// A release of other groups.
+pub fn apply<M: FullParameters>(
+    optimizer: &mut DpOptimizer,
+    learning_rate: f64,
+    model: M,
+    release: &StepRelease,
+) -> Result<M, RldpError> {
+    let trained = optimizer.step(learning_rate, model.unfreeze().train(), release)?;
+    Ok(trained.valid().freeze())
+}
