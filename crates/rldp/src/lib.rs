@@ -6,7 +6,7 @@
 //! - [`budget`]: what may still be spent, and in which order;
 //! - [`controller`]: who decides clipping norms, noise split and learning rate, and what they may see;
 //! - [`trainer`]: the run, from encoded units to a run folder;
-//! - [`full`]: all parameters of a model, instead of adapters;
+//! - [`full`]: training all parameters of a model, instead of adapters;
 //! - [`report`]: the run's page.
 //!
 //! What a run guarantees is stated at [`trainer::fine_tune`] and, in words, in `docs/guarantee.md`.

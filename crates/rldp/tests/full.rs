@@ -7,9 +7,18 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use rldp::full::{Grouping, parameter_groups, per_example_gradients};
-use rldp_models::{Batch, CausalLm, LanguageModel, Registry, Row};
-use rldp_optim::ParameterSlot;
+use proptest::prelude::*;
+use rldp::full::{Grouping, fine_tune, parameter_groups, per_example_gradients};
+use rldp::trainer::{LEDGER_FILE, RunSetup, Silent, TokenUnit, TrainerConfig, TrainingData};
+use rldp_accounting::ledger::Ledger;
+use rldp_lora::LoraConfig;
+use rldp_models::{
+    Batch, CausalLm, Gpt2, Gpt2Config, LanguageModel, Llama, LlamaConfig, Registry, Row,
+};
+use rldp_optim::{
+    Accumulator, ParameterGroups, ParameterSlot, PerExampleGradients, RowMap, SeededRandom,
+    StepPlan,
+};
 use safetensors::{Dtype, SafeTensors};
 
 const MODELS: [&str; 4] = ["gpt2", "llama32", "llama_untied", "mistral"];
@@ -223,4 +232,176 @@ fn norms_equal_the_golden_ones() {
     }
     println!("{compared} norms compared");
     assert_eq!(compared, 3 * 28 * devices().len());
+}
+
+/// The sum of the clipped gradients of a batch, every group flat, with noise too small to see.
+fn clipped_sum(
+    model: &CausalLm,
+    batch: &Batch,
+    groups: &ParameterGroups,
+    rows: RowMap,
+    norm: f64,
+) -> Vec<Vec<f64>> {
+    let norms = vec![norm; groups.iter().count()];
+    let plan = StepPlan::new(1.0, 1, 1e-8, &norms).unwrap();
+    let (gradients, _) = per_example_gradients(model, batch, groups).unwrap();
+    let mut accumulator = Accumulator::begin(&plan, &groups.layout()).unwrap();
+    let gradients = PerExampleGradients::new(gradients, rows).unwrap();
+    accumulator.add(&gradients, None).unwrap();
+    let device = Device::default();
+    let release = accumulator
+        .release(&mut SeededRandom::new(1), &device)
+        .unwrap();
+    let groups = release.groups.into_iter();
+    groups
+        .map(|group| group.gradients.into_iter().flat_map(values).collect())
+        .collect()
+}
+
+#[test]
+fn a_unit_is_clipped_as_the_mean_of_its_rows() {
+    let device = Device::default();
+    for name in MODELS {
+        let model = load(name, &device);
+        let batch = batch(&device);
+        let groups = parameter_groups(&model, Grouping::Flat).unwrap();
+        let trainable = model.clone().unfreeze().train();
+        let gradients: Vec<Vec<f64>> = (0..3)
+            .map(|row| {
+                let loss = trainable.per_example_loss(&single(&batch, row)).sum();
+                let gradients = GradientsParams::from_grads(loss.backward(), &trainable);
+                let slots = groups.iter().flat_map(|(_, slots)| slots);
+                slots
+                    .flat_map(|slot| autodiffs(&gradients, slot).unwrap())
+                    .collect()
+            })
+            .collect();
+        // Rows 0 and 2 are one person, row 1 another; the norm lies between theirs.
+        let mean: Vec<f64> = gradients[0]
+            .iter()
+            .zip(&gradients[2])
+            .map(|(a, b)| 0.5 * (a + b))
+            .collect();
+        let limit = 0.5 * (norm(&mean) + norm(&gradients[1]));
+        let scale = |gradient: &[f64]| (limit / norm(gradient)).min(1.0);
+        let expected: Vec<f64> = mean
+            .iter()
+            .zip(&gradients[1])
+            .map(|(a, b)| a * scale(&mean) + b * scale(&gradients[1]))
+            .collect();
+        let rows = RowMap::averaged(&[Some(7), Some(3), Some(7)]);
+        let found = clipped_sum(&model, &batch, &groups, rows, limit).remove(0);
+        let difference: Vec<f64> = found.iter().zip(&expected).map(|(a, b)| a - b).collect();
+        let error = norm(&difference) / norm(&expected);
+        // Clipping aims 1.5e-5 below the norm.
+        assert!(error < 4e-5, "{name}: {error:e}");
+    }
+}
+
+fn tiny(kind: usize, device: &Device) -> CausalLm {
+    let mut llama = LlamaConfig::new(40, 16, 2, 8, 2);
+    llama.tied_head = kind == 2;
+    match kind {
+        0 => Gpt2::random(&Gpt2Config::new(40, 16, 2, 8, 2), 3, device)
+            .unwrap()
+            .into(),
+        _ => Llama::random(&llama, 4, device).unwrap().into(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Adding one person moves every group's sum by at most its clipping norm, whatever the texts and the norm.
+    #[test]
+    fn one_person_moves_every_groups_sum_by_at_most_its_norm(
+        texts in prop::collection::vec(prop::collection::vec(0_u32..40, 2..12), 2..5),
+        kind in 0_usize..3,
+        per_layer in any::<bool>(),
+        exponent in -3.0_f64..1.5,
+    ) {
+        let device = Device::default();
+        let model = tiny(kind, &device);
+        let grouping = if per_layer { Grouping::PerLayer } else { Grouping::Flat };
+        let groups = parameter_groups(&model, grouping).unwrap();
+        let limit = 10_f64.powf(exponent);
+        let rows: Vec<Row> = texts.into_iter().map(Row::new).collect();
+        let sum = |rows: &[Row]| {
+            let batch = Batch::from_rows(rows, &device).unwrap();
+            clipped_sum(&model, &batch, &groups, RowMap::one_each(rows.len()), limit)
+        };
+        let (with, without) = (sum(&rows), sum(&rows[1..]));
+        for (with, without) in with.iter().zip(&without) {
+            let moved: Vec<f64> = with.iter().zip(without).map(|(a, b)| a - b).collect();
+            prop_assert!(norm(&moved) <= limit * (1.0 + 1e-5), "{} of {limit}", norm(&moved));
+        }
+    }
+}
+
+fn units(count: usize) -> Vec<TokenUnit> {
+    (0..count as u32)
+        .map(|unit| TokenUnit {
+            rows: (0..=unit % 2)
+                .map(|row| (0..6).map(|t| (unit % 3 + row + 2 * t) % 40).collect())
+                .collect(),
+        })
+        .collect()
+}
+
+#[test]
+fn a_run_learns_and_its_ledger_adds_up() {
+    for (backend, device) in devices() {
+        for kind in 0..3 {
+            let folder = tempfile::tempdir().unwrap();
+            let setup = RunSetup {
+                config: TrainerConfig {
+                    epsilon: 8.0,
+                    delta: Some(1e-5),
+                    steps: 30,
+                    batch_size: 60.0,
+                    micro_batch: 16,
+                    learning_rate: 1e-2,
+                    clipping_norm: 1.0,
+                    ..TrainerConfig::default()
+                },
+                lora: LoraConfig::new(1, ["unused"]),
+                base_model: "tiny".to_owned(),
+                device: device.clone(),
+                seed: Some(5),
+                folder: folder.path().to_owned(),
+                created: "now".to_owned(),
+            };
+            let data = TrainingData {
+                training: units(240),
+                validation: Vec::new(),
+                test: units(60),
+                public_validation: None,
+                units: 300,
+                training_population: 240,
+                unit: "person".to_owned(),
+                fingerprint: "test".to_owned(),
+            };
+            let model = tiny(kind, &device);
+            let before = model.host_weights().unwrap();
+            let (model, summary) = fine_tune(model, data, &setup, &mut Silent).unwrap();
+            let after = model.host_weights().unwrap();
+            assert_eq!(before.len(), after.len());
+            for (before, after) in before.iter().zip(&after) {
+                assert_ne!(before, after, "{backend}: a tensor did not move");
+            }
+            assert_eq!(summary.parameters, model.num_params());
+            assert!(!summary.private);
+            assert!(summary.epsilon_upper <= 8.0 && summary.epsilon_upper > 7.0);
+            let ledger = Ledger::read(folder.path().join(LEDGER_FILE)).unwrap();
+            let again = ledger.epsilon_upper(1e-5).unwrap().overall;
+            assert_eq!(again, summary.epsilon_upper);
+            let [before, after] = &summary.test;
+            assert!(
+                after.loss < before.loss - 3.0 * before.noise,
+                "{backend}: {} to {}",
+                before.loss,
+                after.loss
+            );
+        }
+    }
 }

@@ -13,13 +13,15 @@ use rldp::data::{
     public_texts, read_table, units,
 };
 use rldp::report::Sample;
-use rldp::trainer::{Encoding, RunSetup, RunSummary, TrainingData, Watcher, fine_tune};
+use rldp::trainer::{
+    Encoding, RunSetup, RunSummary, TrainerConfig, TrainingData, Watcher, fine_tune,
+};
 use rldp_lora::{LoraConfig, adapter_parameters, add_lora};
 use rldp_models::{CausalLm, GenerationOptions, LanguageModel, LoadedModel, generate, hub};
 
 use super::clock;
 use super::progress::Progress;
-use super::settings::Settings;
+use super::settings::{Settings, Trainable};
 use crate::device::device;
 use crate::embedded;
 use crate::error::ExampleError;
@@ -30,6 +32,8 @@ const KEY_FILE: &str = "data.key";
 const REPORT_FILE: &str = "report.html";
 /// The settings in the run folder.
 const SETTINGS_FILE: &str = "config.toml";
+/// The folder of a model that was trained whole, in the run folder.
+const MODEL_FOLDER: &str = "model";
 /// Tokens of a sample in the report.
 const SAMPLE_TOKENS: usize = 90;
 
@@ -95,6 +99,12 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
         fingerprint: corpus.fingerprint.clone(),
     };
 
+    if settings.trainable == Trainable::Full {
+        let setup = run_setup(settings, config, LoraConfig::new(1, [""]), &device, &folder);
+        write_settings(settings, &folder)?;
+        return train_everything(loaded, data, &setup, &mut progress);
+    }
+
     let before = sample(&loaded, &loaded.model, &device)?;
     let lora = lora_config(settings, &loaded.model);
     // The start of the adapters needs no secrecy, but must differ between runs unless a seed is given.
@@ -113,18 +123,7 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
             .controller
             .build(&dimensions, config.clipping_norm, agent, seed, &device)?;
 
-    let setup = RunSetup {
-        config,
-        lora,
-        base_model: settings
-            .model
-            .clone()
-            .unwrap_or_else(|| embedded::BASE_MODEL_NAME.to_owned()),
-        device: device.clone(),
-        seed: settings.seed,
-        folder: folder.clone(),
-        created: clock::now(),
-    };
+    let setup = run_setup(settings, config, lora, &device, &folder);
     write_settings(settings, &folder)?;
     let begun = Instant::now();
     let mut model = loaded.model.clone();
@@ -139,6 +138,77 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
     };
     write_report(&summary, &setup, &source.name, samples, &folder)?;
     tell(&summary, &folder, seconds);
+    Ok(())
+}
+
+fn run_setup(
+    settings: &Settings,
+    config: TrainerConfig,
+    lora: LoraConfig,
+    device: &Device,
+    folder: &Path,
+) -> RunSetup {
+    RunSetup {
+        config,
+        lora,
+        base_model: settings
+            .model
+            .clone()
+            .unwrap_or_else(|| embedded::BASE_MODEL_NAME.to_owned()),
+        device: device.clone(),
+        seed: settings.seed,
+        folder: folder.to_owned(),
+        created: clock::now(),
+    }
+}
+
+/// Trains every parameter and saves the model as a Hugging Face folder.
+fn train_everything(
+    loaded: LoadedModel,
+    data: TrainingData,
+    setup: &RunSetup,
+    progress: &mut Progress,
+) -> Result<(), ExampleError> {
+    let begun = Instant::now();
+    // Nothing else may hold the weights, or the optimizer would have to copy them.
+    let LoadedModel {
+        model,
+        special_tokens,
+        folder: source,
+        ..
+    } = loaded;
+    let (model, summary) = rldp::full::fine_tune(model, data, setup, progress)?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let folder = setup.folder.join(MODEL_FOLDER);
+    model.save(&folder, &special_tokens)?;
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ] {
+        let to = folder.join(name);
+        let (from, file) = (source.join(name), ExampleError::file(&to));
+        if from.exists() {
+            std::fs::copy(from, &to).map_err(file)?;
+        } else if name == "tokenizer.json" && source == Path::new(embedded::BASE_MODEL_NAME) {
+            std::fs::write(&to, embedded::BASE_MODEL_TOKENIZER).map_err(file)?;
+        }
+    }
+    let [before, after] = summary.test.map(|loss| loss.perplexity());
+    println!("test perplexity (released): {before:.2} before, {after:.2} after");
+    println!(
+        "{} parameters trained in {seconds:.0} s",
+        summary.parameters
+    );
+    if summary.private {
+        println!(
+            "The model and every figure are ({:.4}, {:.2e})-differentially private for adding or removing one privacy unit.",
+            summary.epsilon_upper, summary.delta
+        );
+    } else {
+        println!("NOT PRIVATE: this run's randomness came from a seed.");
+    }
+    println!("model: {}", folder.display());
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser};
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, ValueEnum};
 use rldp::budget::BudgetKind;
 use rldp::controller::ControllerKind;
 use rldp::trainer::TrainerConfig;
@@ -14,6 +14,17 @@ use crate::error::ExampleError;
 /// The library's defaults, so that every default is stated once.
 fn defaults() -> TrainerConfig {
     TrainerConfig::default()
+}
+
+/// What a run trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trainable {
+    /// LoRA adapters.
+    #[default]
+    Lora,
+    /// Every parameter.
+    Full,
 }
 
 /// Fine-tune a language model with LoRA under differential privacy, steered by a Soft Actor-Critic agent.
@@ -69,6 +80,11 @@ pub struct Settings {
     /// Most rows of one unit that are used
     #[arg(long, default_value_t = defaults().max_rows_per_unit)]
     pub max_rows_per_unit: usize,
+    /// What is trained: lora (adapters, steered by a controller) or full (every parameter of the model, one clipping norm,
+    /// the same noise at every step; the trained model is saved whole)
+    #[arg(long, value_enum, default_value_t = Trainable::default())]
+    #[serde(default)]
+    pub trainable: Trainable,
     /// Rank of the LoRA adapters
     #[arg(long, default_value_t = defaults().lora_rank)]
     pub lora_rank: usize,

@@ -1,7 +1,4 @@
-//! Full-parameter private training of a language model: per-example gradients of everything it has.
-//!
-//! Beyond adapters: every weight, bias, norm and embedding is trained. [`per_example_gradients`] is a source of
-//! per-example gradients like the adapters' own; clipping, noise and accounting are the same.
+//! Per-example gradients of all parameters, and the update they end in.
 
 use std::collections::HashMap;
 
