@@ -24,12 +24,17 @@ pub(crate) fn ln_delta(epsilon: f64, mu: f64) -> f64 {
         // e^epsilon erfc(b) = exp(-a^2) erfcx(b), which cannot overflow.
         return (0.5 * (libm::erfc(a) - (-a * a).exp() * erfcx(b))).ln();
     }
-    let difference = if b - a < 0.5 {
-        gauss_legendre(a, b, erfcx_decay)
+    -a * a + (0.5 * scaled_difference(a, b, mu)).ln()
+}
+
+/// erfcx(a) - erfcx(b) with b - a = mu / sqrt(2), whose digits the difference of b and a would lose where mu is small.
+fn scaled_difference(a: f64, b: f64, mu: f64) -> f64 {
+    let half = 0.5 * mu * FRAC_1_SQRT_2;
+    if half < 0.25 {
+        gauss_legendre(a + half, half, erfcx_decay)
     } else {
         erfcx(a) - erfcx(b)
-    };
-    -a * a + (0.5 * difference).ln()
+    }
 }
 
 /// delta(epsilon) of one Gaussian query with noise multiplier `sigma`.
@@ -44,12 +49,7 @@ pub fn delta_for(epsilon: f64, sigma: f64) -> Result<f64, AccountingError> {
     if a.abs() < 5.0 {
         // Same as the log form, without the trip through ln and exp.
         let b = (epsilon / mu + 0.5 * mu) * FRAC_1_SQRT_2;
-        let difference = if b - a < 0.5 {
-            gauss_legendre(a, b, erfcx_decay)
-        } else {
-            erfcx(a) - erfcx(b)
-        };
-        return Ok(0.5 * (-a * a).exp() * difference);
+        return Ok(0.5 * (-a * a).exp() * scaled_difference(a, b, mu));
     }
     Ok(ln_delta(epsilon, mu).exp())
 }

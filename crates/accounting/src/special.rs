@@ -52,17 +52,18 @@ pub(crate) fn erfcx_decay(x: f64) -> f64 {
     }
 }
 
-/// Ten-point Gauss-Legendre rule on [a, b].
-pub(crate) fn gauss_legendre(a: f64, b: f64, f: impl Fn(f64) -> f64) -> f64 {
-    const NODES: [(f64, f64); 5] = [
-        (0.148_874_338_981_631_22, 0.295_524_224_714_752_87),
-        (0.433_395_394_129_247_2, 0.269_266_719_309_996_35),
-        (0.679_409_568_299_024_4, 0.219_086_362_515_982_04),
-        (0.865_063_366_688_984_5, 0.149_451_349_150_580_6),
-        (0.973_906_528_517_171_7, 0.066_671_344_308_688_14),
-    ];
-    let (middle, half) = (0.5 * (a + b), 0.5 * (b - a));
-    NODES
+/// Half of the points (the rule is symmetric) and weights of the ten-point Gauss-Legendre rule on [-1, 1].
+pub(crate) const TEN_POINTS: [(f64, f64); 5] = [
+    (0.148_874_338_981_631_22, 0.295_524_224_714_752_87),
+    (0.433_395_394_129_247_2, 0.269_266_719_309_996_35),
+    (0.679_409_568_299_024_4, 0.219_086_362_515_982_04),
+    (0.865_063_366_688_984_5, 0.149_451_349_150_580_6),
+    (0.973_906_528_517_171_7, 0.066_671_344_308_688_14),
+];
+
+/// Ten-point Gauss-Legendre rule around `middle`.
+pub(crate) fn gauss_legendre(middle: f64, half: f64, f: impl Fn(f64) -> f64) -> f64 {
+    TEN_POINTS
         .iter()
         .map(|&(x, w)| w * (f(middle - half * x) + f(middle + half * x)))
         .sum::<f64>()

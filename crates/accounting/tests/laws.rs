@@ -217,3 +217,32 @@ fn groups_are_one_gaussian() {
         assert!((closed.add - add).abs() < 2e-5, "{closed:?} {add}");
     }
 }
+
+/// Small epsilon, large sigma, tiny delta: mpmath at 60 digits. The difference of two nearly equal tails loses digits if its
+/// width is not kept exactly.
+#[test]
+fn gaussian_tails_keep_their_digits() {
+    for (epsilon, sigma, truth) in [
+        (
+            0.043301177936687266,
+            592.1939391542721,
+            1.7110268851217535e-149,
+        ),
+        (
+            0.04085977474068929,
+            723.4583546454118,
+            1.1512277573574626e-196,
+        ),
+        (
+            0.018824818278196924,
+            527.8519855224866,
+            2.7194512496472275e-27,
+        ),
+    ] {
+        let delta = gaussian::delta_for(epsilon, sigma).unwrap();
+        assert!(
+            (delta / truth - 1.0).abs() < 5e-13,
+            "{epsilon} {sigma}: {delta:e}"
+        );
+    }
+}
