@@ -10,16 +10,6 @@ pub(crate) fn normal_upper(x: f64) -> f64 {
     0.5 * libm::erfc(x * FRAC_1_SQRT_2)
 }
 
-/// Natural log of the upper tail of the standard normal.
-pub(crate) fn ln_normal_upper(x: f64) -> f64 {
-    if x < 5.0 {
-        normal_upper(x).ln()
-    } else {
-        let a = x * FRAC_1_SQRT_2;
-        -a * a + (0.5 * erfcx(a)).ln()
-    }
-}
-
 /// The scaled complementary error function exp(x^2) erfc(x); infinite below about -26.
 pub(crate) fn erfcx(x: f64) -> f64 {
     if x < 25.0 {

@@ -8,7 +8,7 @@
 
 use std::f64::consts::PI;
 
-use crate::special::{ln_normal_upper, ln_sqrt_two_pi, normal_upper};
+use crate::special::ln_sqrt_two_pi;
 
 /// Standard deviations kept on each side of the integrand's modes: the tail beyond is below 1e-20.
 const TAIL_SIGMAS: f64 = 9.6;
@@ -17,91 +17,17 @@ const ACCURACY_NATS: f64 = 41.0;
 /// Unit roundoff of f64.
 pub(crate) const UNIT: f64 = f64::EPSILON / 2.0;
 
-/// A soft cut of the upper tail: outcomes count as bad with probability `1 - chi(x)`, `chi(x) = Phi((place - x) / width)`.
-///
-/// Bad outcomes are charged in full to delta. Without them the loss has moments at saddles where the tail would otherwise
-/// take over, which is what makes tiny sampling rates tractable. chi is entire, so the trapezoidal rule keeps its error bound.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Cut {
-    pub place: f64,
-    pub width: f64,
-}
-
-/// One step's mechanism: 0 < q < 1. The cut is for the remove direction only.
-#[derive(Debug, Clone, Copy)]
+/// One step's mechanism: 0 < q < 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Step {
     pub q: f64,
     pub sigma: f64,
-    pub cut: Option<Cut>,
 }
 
 impl Step {
-    /// A step without a cut.
+    /// A step.
     pub fn new(q: f64, sigma: f64) -> Self {
-        Self {
-            q,
-            sigma,
-            cut: None,
-        }
-    }
-
-    /// The same step, cut so that it is bad with probability at most about `bad` in the remove direction.
-    pub fn cut_at(self, bad: f64) -> Self {
-        let s2 = self.sigma * self.sigma;
-        // Phi^-1 by its tail bound, on the heavier of the two components.
-        let place = |mass: f64| 1.004 * self.sigma * (-2.0 * mass.min(0.1).ln()).sqrt();
-        let x = place(bad).max(1.0 + place(bad / self.q));
-        // Narrow enough that at the saddles made possible (about 40 / loss at the cut) the far tail, where the loss grows
-        // linearly, stays below what chi takes away; not so narrow that the trapezoidal rule gets slow.
-        let knee = s2 * -self.q.ln() + 0.5;
-        let power = 40.0 / self.ln_ratio(x).max(1e-300);
-        let narrow = (s2 * (knee - x).max(0.0) / power).sqrt();
-        let width = if knee > x {
-            narrow.min(0.08 * self.sigma)
-        } else {
-            0.08 * self.sigma
-        };
-        Self {
-            cut: Some(Cut {
-                place: x,
-                width: width.max(2e-3 * self.sigma),
-            }),
-            ..self
-        }
-    }
-
-    /// Probability of a bad outcome under the mixture and under the plain Gaussian.
-    pub fn bad_masses(&self) -> (f64, f64) {
-        match self.cut {
-            None => (0.0, 0.0),
-            Some(cut) => {
-                let spread = self.sigma.hypot(cut.width);
-                let plain = normal_upper(cut.place / spread);
-                let shifted = normal_upper((cut.place - 1.0) / spread);
-                ((1.0 - self.q) * plain + self.q * shifted, plain)
-            }
-        }
-    }
-
-    /// ln chi(x).
-    #[inline]
-    fn ln_kept(&self, x: f64) -> f64 {
-        match self.cut {
-            None => 0.0,
-            Some(cut) => {
-                let u = (x - cut.place) / cut.width;
-                if u < -9.0 { 0.0 } else { ln_normal_upper(u) }
-            }
-        }
-    }
-
-    /// Growth of the Gaussian and of chi off the real axis is exp(this theta^2) at x + i theta sigma^2.
-    fn curvature(&self) -> f64 {
-        let s2 = self.sigma * self.sigma;
-        0.5 * s2
-            + self
-                .cut
-                .map_or(0.0, |cut| 0.5 * s2 * s2 / (cut.width * cut.width))
+        Self { q, sigma }
     }
 
     /// ln r(x), the remove direction's privacy loss at x.
@@ -133,86 +59,29 @@ impl Step {
     }
 
     /// Upper bound on ln of the integral of the modulus at x + i theta sigma^2 over the integral on the real axis.
-    fn ln_growth(&self, power: f64, ln_moment: f64, t: f64, theta: f64) -> f64 {
-        let bend = self.curvature() * theta * theta + corner(power, theta);
-        if self.cut.is_none() || t == 0.0 {
-            return bend + t * theta;
-        }
-        // |r^(it)| = exp(t arg r), and arg r is small where the loss is small. Upper Riemann sum, every factor at its largest
-        // in the cell: the power and the argument grow with x, chi falls.
-        let s2 = self.sigma * self.sigma;
-        let (low, high) = self.range(power, false);
-        let (sin, cos) = theta.sin_cos();
-        let angle = |z: f64| (self.q * sin).atan2(self.q * cos + (1.0 - self.q) * (-z).exp());
-        let offset = -ln_sqrt_two_pi() - self.sigma.ln() - ln_moment;
-        let mut total = 0.0;
-        let mut a = low;
-        let mut below = normal_upper(TAIL_SIGMAS);
-        while a < high {
-            let z = (2.0 * a - 1.0) / (2.0 * s2);
-            let posterior = (self.q.ln() + z - self.ln_ratio(a)).exp();
-            let rate = (power + t * theta) * posterior / s2;
-            let step = (0.1 * self.sigma)
-                .min(0.7 / (rate + 1e-300))
-                .max(1e-3 * self.sigma);
-            let b = (a + step).min(high);
-            let nearest = if a > 0.0 {
-                a
-            } else if b < 0.0 {
-                b
-            } else {
-                0.0
-            };
-            let z_b = (2.0 * b - 1.0) / (2.0 * s2);
-            let top = power * self.ln_ratio(b) + t * angle(z_b) - nearest * nearest / (2.0 * s2)
-                + self.ln_kept(a);
-            total += (top + offset).exp() * (b - a);
-            // Past the cut the fall is faster than anything can grow, once it is deep enough.
-            if a > self.cut.map_or(high, |c| c.place) && top + offset < -120.0 - 3.0 * t * theta {
-                break;
-            }
-            a = b;
-        }
-        // Beyond both ends the argument is at most theta, and the mass was shown to be below 1e-20.
-        below += (t * theta - 120.0 - 3.0 * t * theta).exp();
-        bend + (total + below).ln().min(t * theta)
+    fn ln_growth(&self, power: f64, t: f64, theta: f64) -> f64 {
+        0.5 * (self.sigma * theta).powi(2) + corner(power, theta) + t * theta
     }
 
     /// Spacing of the trapezoidal rule for frequencies up to `t`.
-    pub fn spacing(&self, power: f64, ln_moment: f64, t: f64) -> f64 {
+    pub fn spacing(&self, power: f64, t: f64) -> f64 {
         let s2 = self.sigma * self.sigma;
-        let cost = self
-            .angles(t)
-            .map(|theta| (ACCURACY_NATS + self.ln_growth(power, ln_moment, t, theta)) / theta)
+        let cost = angles()
+            .map(|theta| (ACCURACY_NATS + self.ln_growth(power, t, theta)) / theta)
             .fold(f64::INFINITY, f64::min);
         2.0 * PI * s2 / cost
     }
 
     /// Bound on the trapezoidal error at frequency `t`, relative to the integral of the modulus.
-    pub fn trapezoid_error(&self, power: f64, ln_moment: f64, t: f64, spacing: f64) -> f64 {
+    pub fn trapezoid_error(&self, power: f64, t: f64, spacing: f64) -> f64 {
         let s2 = self.sigma * self.sigma;
-        let exponent = self
-            .angles(t)
+        let exponent = angles()
             .map(|theta| {
                 let decay = 2.0 * PI * s2 * theta / spacing;
-                self.ln_growth(power, ln_moment, t, theta) - (decay.exp_m1()).ln().min(decay)
+                self.ln_growth(power, t, theta) - (decay.exp_m1()).ln().min(decay)
             })
             .fold(f64::INFINITY, f64::min);
         2.0 * exponent.exp()
-    }
-
-    /// Angles theta tried for the strip's half-width theta sigma^2. Small angles are best for large sigma.
-    fn angles(&self, t: f64) -> impl Iterator<Item = f64> {
-        let (start, ratio, count) = match self.cut {
-            // Each costs an integral here: few, around the best for frequency 0.
-            Some(_) if t > 0.0 => (
-                (2.0 * ACCURACY_NATS / self.curvature()).sqrt().min(2.0),
-                0.5,
-                4,
-            ),
-            _ => (3.1, 0.62, 26),
-        };
-        (0..count).map(move |i| start * f64::powi(ratio, i))
     }
 
     /// Interval outside which the integrand of this power carries less than about 1e-20 of the integral.
@@ -223,21 +92,15 @@ impl Step {
             power.max(0.0)
         };
         let low = power.min(0.0) - TAIL_SIGMAS * self.sigma;
-        let mut high = top + TAIL_SIGMAS * self.sigma;
-        if let Some(cut) = self.cut {
-            // Past this point the logarithm of the integrand is concave and falling, with chi's curvature on top.
-            let ratio = (self.sigma / cut.width).powi(2);
-            let mode = (top + cut.place * ratio) / (1.0 + ratio);
-            high = high.min(mode.max(cut.place) + TAIL_SIGMAS * cut.width);
-        }
+        let high = top + TAIL_SIGMAS * self.sigma;
         (low, high)
     }
 
-    /// ln E[r(x)^power chi(x)], to about 1e-13 relative even where it is tiny.
+    /// ln E[r(x)^power], to about 1e-13 relative even where it is tiny.
     ///
     /// Integrates `r^p - 1 - p (r - 1)`, which is never negative for p outside (0, 1), instead of `r^p`: E[r - 1] = 0.
     pub fn ln_moment(&self, power: f64) -> f64 {
-        let h = self.spacing(power, 0.0, 0.0);
+        let h = self.spacing(power, 0.0);
         let inverse = 1.0 / (2.0 * self.sigma * self.sigma);
         let mut peak = f64::NEG_INFINITY;
         let mut sum = 0.0;
@@ -246,7 +109,7 @@ impl Step {
             power,
             true,
             h,
-            |x, y| ln_excess(power, y) - x * x * inverse + self.ln_kept(x),
+            |x, y| ln_excess(power, y) - x * x * inverse,
             |lift| {
                 if lift > constant {
                     lift + (constant - lift).exp().ln_1p()
@@ -264,12 +127,10 @@ impl Step {
             },
         );
         let ln_excess_moment = peak + (sum * h / self.sigma).ln() - ln_sqrt_two_pi();
-        let (bad_p, bad_q) = self.bad_masses();
-        let lost = (power - 1.0) * bad_q - power * bad_p;
         if ln_excess_moment > 30.0 {
-            ln_excess_moment + ((1.0 + lost) * (-ln_excess_moment).exp()).ln_1p()
+            ln_excess_moment + (-ln_excess_moment).exp().ln_1p()
         } else {
-            (ln_excess_moment.exp() + lost).ln_1p()
+            ln_excess_moment.exp().ln_1p()
         }
     }
 
@@ -298,8 +159,7 @@ impl Step {
             return;
         }
         // A lower bound of the integrand's peak, from samples.
-        let near = self.cut.map_or(high, |c| c.place.min(high));
-        let span = (near - low) / 64.0;
+        let span = (high - low) / 64.0;
         let peak = (0..=64)
             .map(|i| low + span * f64::from(i))
             .chain([power, 0.0, 2.0])
@@ -320,9 +180,8 @@ impl Step {
             } else {
                 0.0
             };
-            // r^p is monotone in x, the Gaussian factor peaks at the point nearest to 0, chi falls.
-            let bound =
-                cap(power * self.ln_ratio(steep)) - nearest * nearest * inverse + self.ln_kept(a);
+            // r^p is monotone in x, the Gaussian factor peaks at the point nearest to 0.
+            let bound = cap(power * self.ln_ratio(steep)) - nearest * nearest * inverse;
             if bound < cut {
                 k = end + 1;
                 length *= 2;
@@ -337,7 +196,7 @@ impl Step {
 
     /// Nodes and weights for the characteristic function of the tilted loss, for frequencies up to `t`.
     pub fn tilted(&self, power: f64, ln_moment: f64, t: f64) -> Tilted {
-        let h = self.spacing(power, ln_moment, t);
+        let h = self.spacing(power, t);
         let inverse = 1.0 / (2.0 * self.sigma * self.sigma);
         let offset = (h / self.sigma).ln() - ln_sqrt_two_pi() - ln_moment;
         let mut nodes = Tilted {
@@ -349,7 +208,7 @@ impl Step {
             power,
             false,
             h,
-            |x, y| power * y - x * x * inverse + self.ln_kept(x),
+            |x, y| power * y - x * x * inverse,
             |lift| lift,
             |x, y, term| {
                 let weight = (term + offset).exp();
@@ -377,7 +236,7 @@ impl Step {
 
     /// Total variation of the tilted loss's density, from above: |phi(t)| is at most this over t.
     ///
-    /// The density in terms of x is `exp(p y - x^2 / (2 sigma^2)) chi sigma^2 / posterior`; its logarithmic derivative and
+    /// The density in terms of x is `exp(p y - x^2 / (2 sigma^2)) sigma^2 / posterior`; its logarithmic derivative and
     /// itself are bounded factor by factor on small cells.
     pub fn total_variation(&self, power: f64, ln_moment: f64) -> f64 {
         let s2 = self.sigma * self.sigma;
@@ -411,30 +270,20 @@ impl Step {
             } else {
                 power * y_a
             };
-            let top = lift - nearest * nearest / (2.0 * s2) - post_a + self.ln_kept(a) + offset;
+            let top = lift - nearest * nearest / (2.0 * s2) - post_a + offset;
             let (w_low, w_high) = if power > -1.0 {
                 (post_a.exp(), post_b.exp())
             } else {
                 (post_b.exp(), post_a.exp())
             };
-            let fall = self.cut.map_or(0.0, |cut| {
-                // -(ln chi)' is the hazard, at most (u + sqrt(u^2 + 4)) / 2 in units of the width.
-                let u = (b - cut.place) / cut.width;
-                if u < -9.0 {
-                    1e-15
-                } else {
-                    0.5 * (u + (u * u + 4.0).sqrt()) / cut.width
-                }
-            });
             let rise = ((power + 1.0) * w_high - 1.0 - a) / s2;
-            let drop = ((power + 1.0) * w_low - 1.0 - b) / s2 - fall;
+            let drop = ((power + 1.0) * w_low - 1.0 - b) / s2;
             total += top.exp() * rise.max(-drop).max(0.0) * (b - a);
             (a, y_a, post_a) = (b, y_b, post_b);
         }
         // Beyond both ends the density is monotone and tiny.
-        let end = |x: f64, y: f64| {
-            (power * y - x * x / (2.0 * s2) - ln_posterior(x, y) + self.ln_kept(x) + offset).exp()
-        };
+        let end =
+            |x: f64, y: f64| (power * y - x * x / (2.0 * s2) - ln_posterior(x, y) + offset).exp();
         (total + end(low, self.ln_ratio(low)) + end(high, self.ln_ratio(high))) * (1.0 + 1e-9)
     }
 
@@ -478,7 +327,7 @@ impl Step {
                         power * y_right
                     };
                     let square = (left * left).max(right * right);
-                    floor = floor.min(lift - square / (2.0 * s2) - ln_slope + self.ln_kept(right));
+                    floor = floor.min(lift - square / (2.0 * s2) - ln_slope);
                     left = right;
                     y_left = y_right;
                 }
@@ -583,6 +432,11 @@ fn ln_excess(power: f64, y: f64) -> f64 {
         return sum.ln();
     }
     (lift.exp_m1() - power * v).ln()
+}
+
+/// Angles theta tried for the strip's half-width theta sigma^2. Small angles are best for large sigma.
+fn angles() -> impl Iterator<Item = f64> {
+    (0..26).map(|i| 3.1 * f64::powi(0.62, i))
 }
 
 /// Growth of |r(x + i theta sigma^2)|^p over r(x)^p for a negative power: at most cos(theta/2)^p.

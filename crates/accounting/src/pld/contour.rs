@@ -9,8 +9,8 @@
 use std::f64::consts::PI;
 
 use super::loss::{Direction, Loss, ln_hockey_stick_factor};
+use super::smoothing::Smoothed;
 use crate::rdp::convert;
-use crate::special::{ln_normal_upper, normal_upper};
 use crate::tilt::{Step, Tilted, UNIT};
 
 /// The cut-off must be below exp(-this) relative to M(c).
@@ -22,7 +22,7 @@ const FAR: [f64; 7] = [1.06, 1.12, 1.2, 1.35, 1.6, 2.2, 3.5];
 /// Pairs (frequency, node) that are always worth their time.
 pub(crate) const FREE_WORK: f64 = 4e5;
 /// Pairs never exceeded: the bounds are then looser, and still valid.
-pub(crate) const MOST_WORK: f64 = 3e7;
+pub(crate) const MOST_WORK: f64 = 2e8;
 /// Sequences this short get a finer bound on how fast their characteristic function decays.
 const FEW_STEPS: f64 = 200.0;
 /// Sequences this short get the total-variation bound on it too.
@@ -48,7 +48,6 @@ pub(crate) struct Plan {
     end: f64,
     smoothing: f64,
     steps: Vec<(f64, Tilted)>,
-    bad_share: f64,
     few: bool,
     varied: bool,
     /// Pairs of frequency and node, about.
@@ -147,8 +146,8 @@ impl Plan {
             })
             .collect();
         let work_to = |end: f64| {
-            let nodes = |((s, _), (m, t)): (&(Step, u64), &(f64, Tilted))| {
-                t.spacing * t.losses.len() as f64 / s.spacing(power, *m, end)
+            let nodes = |((s, _), (_, t)): (&(Step, u64), &(f64, Tilted))| {
+                t.spacing * t.losses.len() as f64 / s.spacing(power, end)
             };
             (end / spacing) * loss.steps.iter().zip(&steps).map(nodes).sum::<f64>()
         };
@@ -194,7 +193,6 @@ impl Plan {
             end,
             smoothing,
             steps,
-            bad_share: 0.0,
             few,
             varied,
             work,
@@ -204,11 +202,6 @@ impl Plan {
     /// Whether laying the line takes a bearable time.
     pub fn bearable(&self) -> bool {
         self.work <= 5.0 * MOST_WORK.max(2.0 * FREE_WORK * self.steps.len() as f64)
-    }
-
-    /// What a further step, composed later, may lose to the cut.
-    pub fn set_bad_share(&mut self, share: f64) {
-        self.bad_share = share;
     }
 
     /// How much the smoothing moves epsilon, about.
@@ -234,10 +227,6 @@ pub(crate) struct Contour {
     /// |M(c + it) / M(c)| <= exp(-decay - gaussian t^2 / 2) for all t beyond the end.
     decay: f64,
     gaussian: f64,
-    /// Probability of the outcomes cut off, charged in full; and the share of each further step.
-    bad: f64,
-    bad_laid: f64,
-    bad_share: f64,
     /// Which bounds on the decay are worth their time.
     few: bool,
     varied: bool,
@@ -265,9 +254,6 @@ impl Contour {
             ln_error: vec![0.0; count],
             decay: 0.0,
             gaussian: 0.0,
-            bad: loss.bad_mass(),
-            bad_laid: loss.bad_mass(),
-            bad_share: plan.bad_share,
             few: plan.few,
             varied: plan.varied,
         };
@@ -288,22 +274,25 @@ impl Contour {
         0.5 * (self.c + 1.0) * self.smoothing
     }
 
-    /// Composes one more subsampled mechanism: one product of transforms.
-    pub fn compose(&mut self, step: &Step, n: u64) {
+    /// Composes more: one product of transforms.
+    pub fn compose(&mut self, more: &Loss) {
+        if more.mu2 > 0.0 {
+            self.compose_gaussian(more.mu2);
+        }
+        for (step, n) in &more.steps {
+            self.compose_step(step, *n);
+        }
+    }
+
+    fn compose_step(&mut self, step: &Step, n: u64) {
         let power = self.direction.power(self.c);
-        let step = &if self.bad_share > 0.0 {
-            step.cut_at(self.bad_share)
-        } else {
-            *step
-        };
-        self.bad += n as f64 * step.bad_masses().0 * (1.0 + 1e-12);
         let ln_moment = step.ln_moment(power);
         let centre = step.tilted(power, ln_moment, 0.0).centre;
         self.add_steps(step, n, ln_moment, centre);
     }
 
     /// Composes a plain Gaussian of squared mu `mu2`.
-    pub fn compose_gaussian(&mut self, mu2: f64) {
+    fn compose_gaussian(&mut self, mu2: f64) {
         self.ln_moment += 0.5 * mu2 * self.c * (self.c + 1.0);
         for (f, k) in &mut self.far {
             *k += 0.5 * mu2 * *f * (*f + 1.0);
@@ -328,7 +317,7 @@ impl Contour {
         let last = self.spacing * (count - 1) as f64;
         let times = n as f64;
         let nodes = step.tilted(power, ln_moment, last);
-        let worst = step.trapezoid_error(power, ln_moment, last, nodes.spacing);
+        let worst = step.trapezoid_error(power, last, nodes.spacing);
         let turn = if self.direction == Direction::Add {
             -1.0
         } else {
@@ -427,79 +416,27 @@ impl Contour {
 
     /// Certified upper bound on ln delta(epsilon).
     pub fn ln_delta_upper(&self, epsilon: f64) -> f64 {
-        let kept = self.bounds(epsilon).ln_upper.min(self.ln_chernoff(epsilon));
-        if self.bad == 0.0 {
-            kept
-        } else {
-            kept.max(self.bad.ln()) + (-(kept - self.bad.ln()).abs()).exp().ln_1p()
-        }
+        self.bounds(epsilon).ln_upper.min(self.ln_chernoff(epsilon))
     }
 
-    /// Probability of the outcomes cut off.
-    pub fn bad_mass(&self) -> f64 {
-        self.bad
-    }
-
-    /// The same when the contour was laid.
-    pub fn bad_wanted(&self) -> f64 {
-        self.bad_laid
-    }
-
-    /// The Chernoff bound at this contour's saddle, without what was cut off.
+    /// The Chernoff bound at this contour's saddle.
     pub fn ln_chernoff(&self, epsilon: f64) -> f64 {
         let k = self.ln_moment * (1.0 + 1e-12 * self.ln_moment.signum());
         k - self.c * epsilon + ln_hockey_stick_factor(self.c)
     }
 
-    /// The Renyi bound on epsilon at this contour's order; infinite if more was cut off than delta allows.
+    /// The Renyi bound on epsilon at this contour's order.
     pub fn chernoff_epsilon(&self, ln_delta: f64) -> f64 {
-        let ratio = self.bad * (-ln_delta).exp();
-        if ratio >= 1.0 {
-            return f64::INFINITY;
-        }
-        let ln_delta = ln_delta + (-ratio).ln_1p() - 1e-14;
         convert(self.ln_moment / self.c, self.c + 1.0, ln_delta)
     }
 
     /// Certified lower bound on delta(epsilon), the smoothing undone.
-    ///
-    /// The smoothed delta averages delta over a mean-one multiplier of e^epsilon, in which delta is convex. If delta at
-    /// epsilon were too small, chords to upper bounds on both sides would cap the average below what it is.
     pub fn delta_lower(&self, epsilon: f64) -> f64 {
-        let smoothed = self.bounds(epsilon).lower;
-        if self.smoothing == 0.0 || smoothed <= 0.0 {
-            return smoothed.max(0.0);
+        Smoothed {
+            lower: self.bounds(epsilon).lower,
+            width: self.smoothing.sqrt(),
+            upper_at: &|offset| self.bounds(epsilon + offset).ln_upper.exp(),
         }
-        [1.2, 2.0, 3.0, 4.2, 5.5]
-            .into_iter()
-            .map(|k| self.unsmoothed(epsilon, smoothed, k))
-            .fold(0.0, f64::max)
-    }
-
-    fn unsmoothed(&self, epsilon: f64, smoothed: f64, k: f64) -> f64 {
-        let w = self.smoothing.sqrt();
-        let cdf = |x: f64| normal_upper(-x);
-        let left = self.bounds(epsilon - k * w).ln_upper.exp().min(1.0);
-        let right = self.bounds(epsilon + k * w).ln_upper.exp();
-        // Probabilities and means of v = exp(-G) on 0 < G <= kw and -kw <= G <= 0, G ~ N(w^2/2, w^2).
-        let (p_a, m_a) = (
-            cdf(k - 0.5 * w) - cdf(-0.5 * w),
-            cdf(k + 0.5 * w) - cdf(0.5 * w),
-        );
-        let (p_b, m_b) = (
-            cdf(-0.5 * w) - cdf(-k - 0.5 * w),
-            cdf(0.5 * w) - cdf(-k + 0.5 * w),
-        );
-        let (v_a, v_b) = ((-k * w).exp(), (k * w).exp());
-        let capped = left * (p_a - m_a) / (1.0 - v_a) + right * (m_b - p_b) / (v_b - 1.0);
-        let share = (m_a - v_a * p_a) / (1.0 - v_a) + (v_b * p_b - m_b) / (v_b - 1.0);
-        let c = self.c;
-        let tails = (self.ln_chernoff(epsilon)
-            + 0.5 * c * (c + 1.0) * w * w
-            + ln_normal_upper(k - 0.5 * w - c * w))
-        .exp()
-        .min(normal_upper(k - 0.5 * w))
-            + right * cdf(-k - 0.5 * w);
-        ((smoothed - capped - tails) / share - 1e-13 / w * left).max(0.0)
+        .undone()
     }
 }

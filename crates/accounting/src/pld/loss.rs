@@ -24,7 +24,7 @@ impl Direction {
 }
 
 /// A sequence, reduced to subsampled steps and one plain Gaussian of squared `mu2`.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Loss {
     pub steps: Vec<(Step, u64)>,
     pub mu2: f64,
@@ -63,30 +63,7 @@ impl Loss {
         }
     }
 
-    /// The same loss with the upper tail of every step cut, at most about `bad` in all, for the remove direction.
-    pub fn cut(&self, bad: f64) -> Self {
-        let total: f64 = self.steps.iter().map(|(_, n)| *n as f64).sum();
-        let share = bad / total.max(1.0);
-        Self {
-            steps: self
-                .steps
-                .iter()
-                .map(|(s, n)| (s.cut_at(share), *n))
-                .collect(),
-            mu2: self.mu2,
-        }
-    }
-
-    /// Probability, at most, that any step's outcome is cut off.
-    pub fn bad_mass(&self) -> f64 {
-        self.steps
-            .iter()
-            .map(|(s, n)| *n as f64 * s.bad_masses().0)
-            .sum::<f64>()
-            * (1.0 + 1e-12)
-    }
-
-    /// ln E[exp(c loss); nothing cut off].
+    /// ln E[exp(c loss)].
     pub fn ln_moment(&self, direction: Direction, c: f64) -> f64 {
         let power = direction.power(c);
         let steps: f64 = self
@@ -153,9 +130,7 @@ impl Loss {
         for (s, n) in &self.steps {
             let i2 = 1.0 / (s.sigma * s.sigma);
             variance += *n as f64 * s.q * s.q * i2.min(30.0).exp_m1();
-            if s.cut.is_none() {
-                cap = cap.min(2.0 * s.sigma * s.sigma * (1.0 / s.q).ln() + 1.0);
-            }
+            cap = cap.min(2.0 * s.sigma * s.sigma * (1.0 / s.q).ln() + 1.0);
         }
         ((-2.0 * ln_delta).sqrt() / variance.sqrt())
             .min(cap)
