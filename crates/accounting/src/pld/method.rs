@@ -58,7 +58,11 @@ impl Method {
         if few && let Some(lattice) = lattice() {
             return Some(Self::Lattice(lattice));
         }
-        let hard = plan(contour::MOST_WORK);
+        let hard = plan(if loss.steps.len() <= FEW_KINDS {
+            contour::MOST_WORK
+        } else {
+            contour::MOST_WORK_SHARED
+        });
         if !few
             && hard.moved() > tolerance
             && let Some(lattice) = lattice()
