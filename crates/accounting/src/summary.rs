@@ -57,7 +57,7 @@ pub fn summary(segments: &[Segment], delta: f64) -> Result<Summary, AccountingEr
             Ok(lower),
             false,
             false,
-            "certified: no smaller epsilon is true",
+            "no smaller epsilon is true: how tight the line above is",
         ),
     ];
     let optimised = rdp::epsilon_upper(segments, delta);
@@ -82,7 +82,7 @@ pub fn summary(segments: &[Segment], delta: f64) -> Result<Summary, AccountingEr
         .and_then(|()| grid.epsilon_upper(delta));
     let note = match &composed {
         Ok(best) => format!(
-            "valid over a grid of orders; with the order fixed in advance (here {:.4}) also under adaptive noise, as a filter",
+            "what a filter registered at order {:.4} before the run would certify, also under adaptive noise",
             best.order
         ),
         Err(_) => String::new(),
@@ -143,10 +143,25 @@ fn row(
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for s in &self.segments {
+            writeln!(
+                f,
+                "{} steps at sampling rate {}, noise multiplier {}",
+                s.steps(),
+                s.sampling_rate(),
+                s.noise_multiplier()
+            )?;
+        }
+        writeln!(
+            f,
+            "delta {:e}, add/remove adjacency; a guarantee holds for steps fixed in advance or a deck, an adaptive one also for \
+             noise chosen step by step\n",
+            self.delta
+        )?;
         writeln!(
             f,
             "{:<26} {:>14}  {:<9} {:<8}  note",
-            "accountant", "epsilon", "certified", "adaptive"
+            "accountant", "epsilon", "guarantee", "adaptive"
         )?;
         for r in &self.rows {
             let epsilon = r.epsilon.map_or("-".to_string(), |e| format!("{e:.6}"));

@@ -12,9 +12,16 @@ use rldp_accounting::{PrivacyTarget, Segment, calibrate};
 use rldp_examples::error::{ExampleError, finish};
 use serde_json::json;
 
+/// Shown below the help.
+const EXAMPLES: &str = "Examples:
+  account epsilon --q 0.01 --sigma 1 --steps 10000 --svg curve.svg
+  account epsilon --q 0.01 --sigma 1 --steps 1000 --q 0.01 --sigma 2 --steps 500   (two segments)
+  account sigma --epsilon 2 --delta 1e-5 --q 0.01 --steps 1000
+  account ledger run/ledger.jsonl";
+
 /// Answers privacy questions about DP-SGD: the Poisson-subsampled Gaussian mechanism under add/remove adjacency.
 #[derive(Parser)]
-#[command(name = "account", version)]
+#[command(name = "account", version, after_help = EXAMPLES)]
 struct Arguments {
     #[command(subcommand)]
     question: Question,
