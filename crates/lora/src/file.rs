@@ -6,9 +6,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use half::f16;
+use half::{bf16, f16};
 use memmap2::Mmap;
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, View};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo, View};
 
 use crate::LoraError;
 
@@ -85,15 +85,7 @@ impl TensorFile {
     ///
     /// [`LoraError::MissingTensor`], [`LoraError::UnsupportedType`], [`LoraError::NonFinite`].
     pub fn read(&self, name: &str) -> Result<HostTensor, LoraError> {
-        let info = self
-            .metadata
-            .info(name)
-            .ok_or_else(|| LoraError::MissingTensor {
-                path: self.path.clone(),
-                tensor: name.to_owned(),
-            })?;
-        let (start, end) = info.data_offsets;
-        let bytes = &self.map[self.data_start + start..self.data_start + end];
+        let (info, bytes) = self.find(name)?;
         let data = decode(info.dtype, bytes).ok_or_else(|| LoraError::UnsupportedType {
             path: self.path.clone(),
             tensor: name.to_owned(),
@@ -101,11 +93,7 @@ impl TensorFile {
         })?;
         if !all_finite(&data) {
             let index = data.iter().position(|value| !value.is_finite());
-            return Err(LoraError::NonFinite {
-                path: self.path.clone(),
-                tensor: name.to_owned(),
-                index: index.unwrap_or_default(),
-            });
+            return Err(self.non_finite(name, index.unwrap_or_default()));
         }
         Ok(HostTensor {
             name: name.to_owned(),
@@ -114,21 +102,76 @@ impl TensorFile {
         })
     }
 
+    /// Reads a tensor that must have the given shape in the type it is stored in: f32, f16 or bf16.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::read_shaped`].
+    pub fn read_stored(&self, name: &str, expected: &[usize]) -> Result<TensorData, LoraError> {
+        self.check_shape(name, expected)?;
+        let (info, bytes) = self.find(name)?;
+        let shape = info.shape.clone();
+        let exponent = match info.dtype {
+            Dtype::F16 => 0x7c00,
+            Dtype::BF16 => 0x7f80,
+            _ => {
+                let tensor = self.read(name)?;
+                return Ok(TensorData::new(tensor.data, tensor.shape));
+            }
+        };
+        if let Some(index) = first_non_finite(bytes, exponent) {
+            return Err(self.non_finite(name, index));
+        }
+        Ok(match info.dtype {
+            Dtype::F16 => TensorData::new(words(bytes).map(f16::from_bits).collect(), shape),
+            _ => TensorData::new(words(bytes).map(bf16::from_bits).collect(), shape),
+        })
+    }
+
+    /// A tensor's entry in the header and its bytes.
+    fn find(&self, name: &str) -> Result<(&TensorInfo, &[u8]), LoraError> {
+        let info = self
+            .metadata
+            .info(name)
+            .ok_or_else(|| LoraError::MissingTensor {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+            })?;
+        let (start, end) = info.data_offsets;
+        Ok((
+            info,
+            &self.map[self.data_start + start..self.data_start + end],
+        ))
+    }
+
+    fn non_finite(&self, name: &str, index: usize) -> LoraError {
+        LoraError::NonFinite {
+            path: self.path.clone(),
+            tensor: name.to_owned(),
+            index,
+        }
+    }
+
+    /// The shape comes first: a wrong one must not cost a conversion of gigabytes.
+    fn check_shape(&self, name: &str, expected: &[usize]) -> Result<(), LoraError> {
+        match self.shape(name).filter(|found| *found != expected) {
+            None => Ok(()),
+            Some(found) => Err(LoraError::WrongShape {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                expected: expected.to_vec(),
+                found: found.to_vec(),
+            }),
+        }
+    }
+
     /// Reads a tensor that must have the given shape.
     ///
     /// # Errors
     ///
     /// Those of [`Self::read`] and [`LoraError::WrongShape`].
     pub fn read_shaped(&self, name: &str, expected: &[usize]) -> Result<HostTensor, LoraError> {
-        // The shape first: a wrong one must not cost a conversion of gigabytes.
-        if let Some(found) = self.shape(name).filter(|found| *found != expected) {
-            return Err(LoraError::WrongShape {
-                path: self.path.clone(),
-                tensor: name.to_owned(),
-                expected: expected.to_vec(),
-                found: found.to_vec(),
-            });
-        }
+        self.check_shape(name, expected)?;
         self.read(name)
     }
 }
@@ -230,22 +273,40 @@ pub fn write_tensors(path: &Path, tensors: &[HostTensor]) -> Result<(), LoraErro
 
 /// Little-endian bytes as f32; `None` for types that are not plain floats.
 fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    let pairs = || {
-        bytes
-            .chunks_exact(2)
-            .map(|b| u16::from_le_bytes([b[0], b[1]]))
-    };
     Some(match dtype {
         Dtype::F32 => bytes
             .chunks_exact(4)
             .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
             .collect(),
         // bf16 is the upper half of an f32.
-        Dtype::BF16 => pairs()
+        Dtype::BF16 => words(bytes)
             .map(|bits| f32::from_bits(u32::from(bits) << 16))
             .collect(),
-        Dtype::F16 => pairs().map(|bits| f16::from_bits(bits).to_f32()).collect(),
+        Dtype::F16 => words(bytes)
+            .map(|bits| f16::from_bits(bits).to_f32())
+            .collect(),
         _ => return None,
+    })
+}
+
+fn words(bytes: &[u8]) -> impl Iterator<Item = u16> {
+    bytes
+        .chunks_exact(2)
+        .map(|b| u16::from_le_bytes([b[0], b[1]]))
+}
+
+/// The first of little-endian halves whose exponent bits are all set, looked for in a form the
+/// compiler can vectorise.
+fn first_non_finite(bytes: &[u8], exponent: u16) -> Option<usize> {
+    const CHUNK: usize = 8192;
+    let bad = |bits: u16| bits & exponent == exponent;
+    bytes.chunks(CHUNK).enumerate().find_map(|(index, chunk)| {
+        match words(chunk).fold(false, |any, bits| any | bad(bits)) {
+            false => None,
+            true => words(chunk)
+                .position(bad)
+                .map(|within| index * (CHUNK / 2) + within),
+        }
     })
 }
 

@@ -112,7 +112,7 @@ pub fn add_lora<M: LinearLayers>(
 pub fn remove_lora<M: LinearLayers>(model: &mut M) -> Result<(), LoraError> {
     let mut merged = None;
     model.visit_linears(&mut |name, layer| {
-        if layer.merged {
+        if layer.is_merged() {
             merged.get_or_insert_with(|| name.to_owned());
         }
     });

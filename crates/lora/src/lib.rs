@@ -32,6 +32,8 @@ pub mod config;
 pub mod error;
 /// Reading and writing safetensors files.
 pub mod file;
+/// Products with frozen matrices, which may be held in half precision.
+pub mod frozen;
 /// Functions called in a layer's forward pass.
 pub mod hook;
 /// The walk over a model's linear layers that everything else builds on.
@@ -56,5 +58,6 @@ pub use layers::{
 pub use linear::LoraLinear;
 pub use merge::{merge_adapters, merge_and_unload, unmerge_adapters};
 pub use per_example::{
-    AdapterGradients, adapter_gradients_params, expand_adapters, per_example_gradients,
+    AdapterGradients, CollectedGradients, adapter_gradients_params, expand_adapters,
+    expand_adapters_repeatably, per_example_gradients,
 };

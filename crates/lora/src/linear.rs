@@ -1,6 +1,7 @@
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{Tensor, module::linear};
+use burn::tensor::{DType, Tensor};
 
+use crate::frozen::linear;
 use crate::{ForwardHook, LoraAdapter};
 
 /// A linear layer with frozen weights and an optional adapter.
@@ -9,7 +10,7 @@ use crate::{ForwardHook, LoraAdapter};
 /// view, which costs no copy.
 #[derive(Module, Debug)]
 pub struct LoraLinear {
-    /// The base weight, `[in, out]`.
+    /// The base weight, `[in, out]`, in f32, f16 or bf16; products are in f32 in any case.
     pub weight: Param<Tensor<2>>,
     /// The base bias, `[out]`.
     pub bias: Option<Param<Tensor<1>>>,
@@ -18,9 +19,9 @@ pub struct LoraLinear {
     /// Called with the layer's input and output, if any.
     #[module(skip)]
     pub hook: Option<ForwardHook>,
-    /// Whether the adapter is currently folded into the weight.
+    /// The type the weight had before the adapter was folded into it, if it is.
     #[module(skip)]
-    pub(crate) merged: bool,
+    pub(crate) merged: Option<DType>,
 }
 
 impl LoraLinear {
@@ -31,7 +32,7 @@ impl LoraLinear {
             bias: bias.map(|bias| Param::initialized(ParamId::new(), bias)),
             adapter: None,
             hook: None,
-            merged: false,
+            merged: None,
         }
     }
 
@@ -42,7 +43,7 @@ impl LoraLinear {
 
     /// Whether the adapter is currently folded into the weight.
     pub fn is_merged(&self) -> bool {
-        self.merged
+        self.merged.is_some()
     }
 
     /// `x W + bias + s (x A) B` for `x` of `[examples, time, in]`.
@@ -59,7 +60,7 @@ impl LoraLinear {
 
     fn output(&self, x: Tensor<3>) -> Tensor<3> {
         let (weight, bias) = (self.weight.val(), self.bias.as_ref().map(Param::val));
-        match self.adapter.as_ref().filter(|_| !self.merged) {
+        match self.adapter.as_ref().filter(|_| !self.is_merged()) {
             None => linear(x, weight, bias),
             Some(adapter) => linear(x.clone(), weight, bias) + adapter.forward(x),
         }

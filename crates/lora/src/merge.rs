@@ -1,10 +1,12 @@
 use burn::module::Param;
 
+use crate::frozen::{is_half, widen};
 use crate::{LinearLayers, LoraError, LoraLinear};
 
 /// Folds every adapter into its base weight; the forward pass then costs nothing extra.
 ///
-/// The adapters stay attached, so that [`unmerge_adapters`] can take them out again.
+/// The adapters stay attached, so that [`unmerge_adapters`] can take them out again. A weight in
+/// half precision becomes f32, since rounding the sum would lose most of the update.
 ///
 /// # Errors
 ///
@@ -12,7 +14,7 @@ use crate::{LinearLayers, LoraError, LoraLinear};
 /// [`LoraError::Expanded`] during a private step; in every case the model is unchanged.
 pub fn merge_adapters<M: LinearLayers>(model: &mut M) -> Result<(), LoraError> {
     check(model, false, "its adapter is already merged")?;
-    model.visit_linears_mut(&mut |_, layer| fold(layer, 1.0, true));
+    model.visit_linears_mut(&mut |_, layer| fold(layer));
     Ok(())
 }
 
@@ -20,14 +22,16 @@ pub fn merge_adapters<M: LinearLayers>(model: &mut M) -> Result<(), LoraError> {
 ///
 /// # Precision
 ///
-/// The base weight comes back up to one rounding of each element, as in PEFT.
+/// The base weight comes back up to one f32 rounding of each element, as in PEFT; one that was in half
+/// precision, rounded to that precision again, comes back exactly unless the update was some
+/// thousand times larger.
 ///
 /// # Errors
 ///
 /// As [`merge_adapters`], with the merge state reversed.
 pub fn unmerge_adapters<M: LinearLayers>(model: &mut M) -> Result<(), LoraError> {
     check(model, true, "its adapter is not merged")?;
-    model.visit_linears_mut(&mut |_, layer| fold(layer, -1.0, false));
+    model.visit_linears_mut(&mut |_, layer| unfold(layer));
     Ok(())
 }
 
@@ -40,16 +44,29 @@ pub fn merge_and_unload<M: LinearLayers>(model: &mut M) -> Result<(), LoraError>
     merge_adapters(model)?;
     model.visit_linears_mut(&mut |_, layer| {
         layer.adapter = None;
-        layer.merged = false;
+        layer.merged = None;
     });
     Ok(())
 }
 
-fn fold(layer: &mut LoraLinear, sign: f64, merged: bool) {
+fn fold(layer: &mut LoraLinear) {
     if let Some(adapter) = &layer.adapter {
-        let weight = layer.weight.val().without_autodiff() + adapter.delta() * sign;
+        let weight = layer.weight.val().without_autodiff();
+        layer.merged = Some(weight.dtype());
+        let weight = widen(weight) + adapter.delta();
         layer.weight = Param::initialized(layer.weight.id, weight);
-        layer.merged = merged;
+    }
+}
+
+fn unfold(layer: &mut LoraLinear) {
+    if let (Some(adapter), Some(dtype)) = (&layer.adapter, layer.merged) {
+        let weight = layer.weight.val().without_autodiff() - adapter.delta();
+        let weight = match is_half(dtype) {
+            true => weight.cast(dtype),
+            false => weight,
+        };
+        layer.weight = Param::initialized(layer.weight.id, weight);
+        layer.merged = None;
     }
 }
 
@@ -61,7 +78,7 @@ fn check<M: LinearLayers>(model: &M, merged: bool, problem: &'static str) -> Res
             return;
         };
         count += 1;
-        if layer.merged != merged {
+        if layer.is_merged() != merged {
             error.get_or_insert_with(|| LoraError::MergeState {
                 layer: name.to_owned(),
                 problem,

@@ -32,6 +32,30 @@ pub fn expand_adapters<M: LinearLayers + Clone>(
     model: &M,
     examples: usize,
 ) -> Result<M, LoraError> {
+    expand(model, examples, None)
+}
+
+/// The same with dropout masks that follow from `dropout_seed` and each layer's name, so that a
+/// forward pass can be run again with the same result.
+///
+/// Without autodiff ([`Module::valid`](burn::module::Module::valid)), such a model still drops out.
+///
+/// # Errors
+///
+/// As [`expand_adapters`].
+pub fn expand_adapters_repeatably<M: LinearLayers + Clone>(
+    model: &M,
+    examples: usize,
+    dropout_seed: u64,
+) -> Result<M, LoraError> {
+    expand(model, examples, Some(dropout_seed))
+}
+
+fn expand<M: LinearLayers + Clone>(
+    model: &M,
+    examples: usize,
+    dropout_seed: Option<u64>,
+) -> Result<M, LoraError> {
     if examples == 0 {
         return Err(LoraError::EmptyBatch);
     }
@@ -40,9 +64,9 @@ pub fn expand_adapters<M: LinearLayers + Clone>(
     let mut merged = None;
     expanded.visit_linears_mut(&mut |name, layer| {
         if let Some(adapter) = &mut layer.adapter {
-            *adapter = adapter.expanded(examples);
+            *adapter = adapter.expanded(examples, dropout_seed);
             count += 1;
-            if layer.merged {
+            if layer.is_merged() {
                 merged.get_or_insert_with(|| name.to_owned());
             }
         }
@@ -69,30 +93,66 @@ pub fn per_example_gradients<M: LinearLayers>(
     expanded: &M,
     gradients: &mut Gradients,
 ) -> Result<Vec<AdapterGradients>, LoraError> {
-    let mut list = Vec::new();
-    let mut missing = None;
-    expanded.visit_linears(&mut |_, layer| {
-        let Some(adapter) = &layer.adapter else {
-            return;
-        };
-        let a = match adapter.freeze_a {
-            true => Some(None),
-            false => adapter.a.val().grad_remove(gradients).map(Some),
-        };
-        match (a, adapter.b.val().grad_remove(gradients)) {
-            (Some(a), Some(b)) => list.push(AdapterGradients {
-                name: adapter.name.clone(),
-                a,
-                b,
-            }),
-            _ => {
-                missing.get_or_insert_with(|| adapter.name.clone());
+    let mut collected = CollectedGradients::new(expanded);
+    collected.take(expanded, gradients);
+    collected.finish()
+}
+
+/// Per-example gradients that come from several backward passes, each adapter's from one of them.
+#[derive(Debug)]
+pub struct CollectedGradients {
+    /// By adapter, in the order of the model's layers.
+    slots: Vec<(String, Option<AdapterGradients>)>,
+}
+
+impl CollectedGradients {
+    /// A place for every adapter of `expanded`.
+    pub fn new<M: LinearLayers>(expanded: &M) -> Self {
+        let mut slots = Vec::new();
+        expanded.visit_linears(&mut |_, layer| {
+            slots.extend(layer.adapter.as_ref().map(|a| (a.name.clone(), None)));
+        });
+        Self { slots }
+    }
+
+    /// Takes the gradients of the adapters that took part in one backward pass.
+    ///
+    /// `expanded` is the model given to [`Self::new`].
+    pub fn take<M: LinearLayers>(&mut self, expanded: &M, gradients: &mut Gradients) {
+        let mut slots = self.slots.iter_mut();
+        expanded.visit_linears(&mut |_, layer| {
+            let Some(adapter) = &layer.adapter else {
+                return;
+            };
+            let Some((name, slot)) = slots.next() else {
+                return;
+            };
+            let a = match adapter.freeze_a {
+                true => Some(None),
+                false => adapter.a.val().grad_remove(gradients).map(Some),
+            };
+            if let (Some(a), Some(b)) = (a, adapter.b.val().grad_remove(gradients)) {
+                let name = name.clone();
+                *slot = Some(AdapterGradients { name, a, b });
             }
-        }
-    });
-    match missing {
-        Some(adapter) => Err(LoraError::MissingGradient { adapter }),
-        None => Ok(list),
+        });
+    }
+
+    /// Whether every adapter's gradients are there.
+    pub fn is_complete(&self) -> bool {
+        self.slots.iter().all(|(_, slot)| slot.is_some())
+    }
+
+    /// The gradients, in the order of the model's layers.
+    ///
+    /// # Errors
+    ///
+    /// [`LoraError::MissingGradient`] naming an adapter on which no loss depended.
+    pub fn finish(self) -> Result<Vec<AdapterGradients>, LoraError> {
+        self.slots
+            .into_iter()
+            .map(|(adapter, slot)| slot.ok_or(LoraError::MissingGradient { adapter }))
+            .collect()
     }
 }
 

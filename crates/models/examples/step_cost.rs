@@ -1,11 +1,12 @@
 //! Time and peak memory of a private LoRA step next to the ordinary one.
 //!
-//! `cargo run --release -p rldp-models --example step_cost -- [private|plain|full|forward] [small|tiny|stories] [batch] [time] [steps]`
+//! `cargo run --release -p rldp-models --example step_cost -- [private|checkpointed|plain|full|forward] [small|tiny|stories|FOLDER] [batch] [time] [steps]`
 //!
 //! `small` is GPT-2 small's shape (124 million parameters), `tiny` 4 layers of width 256, `stories` a
-//! Llama of stories260k's shape. Run it once per mode: the peak is the process's.
+//! Llama of stories260k's shape; anything else is a model folder, whose matrices are held in the
+//! file's own type. Run it once per mode: the peak is the process's.
 //!
-//! `... --example step_cost -- load FOLDER` loads a model folder instead.
+//! `... --example step_cost -- load FOLDER [f32|stored|bf16]` loads a model folder and stops.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -14,9 +15,10 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::Device;
-use rldp_lora::{LoraConfig, add_lora, expand_adapters, per_example_gradients};
+use rldp_lora::{LoraConfig, add_lora};
 use rldp_models::{
-    Batch, CausalLm, Gpt2, Gpt2Config, LanguageModel, Llama, LlamaConfig, ModelError, Row,
+    Activations, Batch, CausalLm, Gpt2, Gpt2Config, LanguageModel, Llama, LlamaConfig, ModelError,
+    Row, WeightPrecision, per_example_pass,
 };
 
 fn main() -> Result<(), ModelError> {
@@ -28,7 +30,9 @@ fn main() -> Result<(), ModelError> {
     let (mode, shape) = (text(0, "private"), text(1, "tiny"));
     if mode == "load" {
         let start = Instant::now();
-        let loaded = CausalLm::load(Path::new(&shape), &Device::default(), |_| {})?;
+        let precision: WeightPrecision = text(2, "f32").parse()?;
+        let folder = Path::new(&shape);
+        let loaded = CausalLm::load_with(folder, &Device::default(), precision, |_| {})?;
         let (seconds, parameters) = (start.elapsed().as_secs_f64(), loaded.model.num_params());
         println!(
             "{parameters} parameters in {seconds:.1} s, peak {} MB",
@@ -48,7 +52,11 @@ fn main() -> Result<(), ModelError> {
             config.inner = 172;
             Llama::random(&config, 1, &device)?.into()
         }
-        _ => Gpt2::random(&Gpt2Config::new(2048, 1024, 4, 256, 8), 1, &device)?.into(),
+        "tiny" => Gpt2::random(&Gpt2Config::new(2048, 1024, 4, 256, 8), 1, &device)?.into(),
+        folder => {
+            let precision = WeightPrecision::Stored;
+            CausalLm::load_with(Path::new(folder), &device, precision, |_| {})?.model
+        }
     };
     let config = LoraConfig::new(8, model.default_targets());
     match mode.as_str() {
@@ -74,11 +82,13 @@ fn main() -> Result<(), ModelError> {
     for _ in 0..steps {
         let start = Instant::now();
         match mode.as_str() {
-            "private" => {
-                let expanded = expand_adapters(&model, examples)?;
-                let mut gradients = expanded.per_example_loss(&batch).sum().backward();
-                let list = per_example_gradients(&expanded, &mut gradients)?;
-                assert_eq!(list[0].b.dims()[0], examples);
+            "private" | "checkpointed" => {
+                let activations = match mode.as_str() {
+                    "private" => Activations::Kept,
+                    _ => Activations::Recomputed,
+                };
+                let pass = per_example_pass(&model, &batch, activations)?;
+                assert_eq!(pass.gradients[0].b.dims()[0], examples);
             }
             "forward" => drop(model.per_example_loss(&batch).into_data()),
             _ => {

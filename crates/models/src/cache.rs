@@ -24,13 +24,9 @@ impl KvCache {
     }
 
     /// Adds the new tokens' keys and values, `[batch, heads, time, head]`, of a layer and returns
-    /// all of that layer. Layers come in order.
-    pub(crate) fn extend(
-        &mut self,
-        layer: usize,
-        key: Tensor<4>,
-        value: Tensor<4>,
-    ) -> [Tensor<4>; 2] {
+    /// all of that layer. Layers come in order, each once per call of
+    /// [`hidden_states`](crate::LanguageModel::hidden_states).
+    pub fn extend(&mut self, layer: usize, key: Tensor<4>, value: Tensor<4>) -> [Tensor<4>; 2] {
         match self.layers.get_mut(layer) {
             Some(pair) => {
                 let joined = [(pair[0].clone(), key), (pair[1].clone(), value)]
@@ -45,7 +41,7 @@ impl KvCache {
         }
     }
 
-    /// Called once all layers have seen the new tokens.
+    /// Counts the new tokens, once all layers have seen them.
     pub(crate) fn advance(&mut self, tokens: usize) {
         self.length += tokens;
     }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::checkpoint::{Progress, SINGLE_FILE};
 use crate::config::SpecialTokens;
 use crate::full::{FullParameters, LayerSlot};
+use crate::precision::WeightPrecision;
 use crate::registry::{LoadedModel, Registry};
 use crate::{Gpt2, KvCache, LanguageModel, Llama, ModelError};
 
@@ -43,6 +44,20 @@ impl CausalLm {
         progress: impl FnMut(Progress),
     ) -> Result<LoadedModel, ModelError> {
         Registry::builtin().load(folder, device, progress)
+    }
+
+    /// The same with the matrices held in a type of choice: [`Registry::load_with`].
+    ///
+    /// # Errors
+    ///
+    /// See there.
+    pub fn load_with(
+        folder: &Path,
+        device: &Device,
+        precision: WeightPrecision,
+        progress: impl FnMut(Progress),
+    ) -> Result<LoadedModel, ModelError> {
+        Registry::builtin().load_with(folder, device, precision, progress)
     }
 
     /// The model's settings as a `config.json`.
@@ -93,8 +108,20 @@ impl From<Llama> for CausalLm {
 }
 
 impl LanguageModel for CausalLm {
-    fn hidden_states(&self, input_ids: Tensor<2, Int>, cache: Option<&mut KvCache>) -> Tensor<3> {
-        each!(self, model => model.hidden_states(input_ids, cache))
+    fn embed(&self, input_ids: Tensor<2, Int>, start: usize) -> Tensor<3> {
+        each!(self, model => model.embed(input_ids, start))
+    }
+
+    fn blocks(&self) -> usize {
+        each!(self, model => model.blocks())
+    }
+
+    fn block(&self, index: usize, states: Tensor<3>, cache: Option<&mut KvCache>) -> Tensor<3> {
+        each!(self, model => model.block(index, states, cache))
+    }
+
+    fn normalize(&self, states: Tensor<3>) -> Tensor<3> {
+        each!(self, model => model.normalize(states))
     }
 
     fn head(&self) -> Tensor<2> {

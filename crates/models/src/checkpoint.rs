@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Tensor};
-use rldp_lora::{HostTensor, TensorFile};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use half::bf16;
+use rldp_lora::{LoraError, TensorFile};
 use serde::Deserialize;
 
 use crate::ModelError;
+use crate::precision::{WeightPrecision, check_supported};
 
 /// The usual name of a checkpoint in one file.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -57,6 +59,7 @@ pub struct Checkpoint<'a> {
     /// From the name the model uses to the file and the name there.
     tensors: BTreeMap<String, (usize, String)>,
     device: Device,
+    precision: WeightPrecision,
     progress: Progress,
     report: &'a mut dyn FnMut(Progress),
 }
@@ -141,12 +144,20 @@ impl<'a> Checkpoint<'a> {
             files,
             tensors,
             device: device.clone().without_autodiff(),
+            precision: WeightPrecision::F32,
             progress: Progress {
                 loaded_bytes: 0,
                 total_bytes: total,
             },
             report,
         })
+    }
+
+    /// The same checkpoint with its matrices held in another type than f32.
+    #[must_use]
+    pub fn with_precision(mut self, precision: WeightPrecision) -> Self {
+        self.precision = precision;
+        self
     }
 
     /// The device the tensors go to.
@@ -195,7 +206,7 @@ impl<'a> Checkpoint<'a> {
         }
     }
 
-    fn take_host(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, ModelError> {
+    fn take_data(&mut self, name: &str, shape: &[usize]) -> Result<TensorData, ModelError> {
         let (file, stored) =
             self.tensors
                 .remove(name)
@@ -204,10 +215,43 @@ impl<'a> Checkpoint<'a> {
                     tensor: name.to_owned(),
                 })?;
         let file = &self.files[file];
-        let tensor = file.read_shaped(&stored, shape)?;
+        // Vectors (norms and biases) weigh nothing and are added to f32 values.
+        let precision = match shape.len() {
+            0 | 1 => WeightPrecision::F32,
+            _ => self.precision,
+        };
+        let data = match precision {
+            WeightPrecision::F32 => {
+                let tensor = file.read_shaped(&stored, shape)?;
+                TensorData::new(tensor.data, tensor.shape)
+            }
+            WeightPrecision::Stored => file.read_stored(&stored, shape)?,
+            WeightPrecision::Bf16 => {
+                let data = file.read_stored(&stored, shape)?;
+                match data.dtype() {
+                    DType::BF16 => data,
+                    _ => round(file, &stored, data)?,
+                }
+            }
+        };
+        check_supported(name, data.dtype(), &self.device)?;
         self.progress.loaded_bytes += file.bytes(&stored).unwrap_or_default() as u64;
         (self.report)(self.progress);
-        Ok(tensor)
+        Ok(data)
+    }
+}
+
+/// To bf16, refusing values beyond its range.
+fn round(file: &TensorFile, name: &str, data: TensorData) -> Result<TensorData, ModelError> {
+    let rounded: Vec<bf16> = data.iter::<f32>().map(bf16::from_f32).collect();
+    match rounded.iter().position(|value| !value.is_finite()) {
+        None => Ok(TensorData::new(rounded, data.shape().clone())),
+        Some(index) => Err(LoraError::NonFinite {
+            path: file.path().to_owned(),
+            tensor: name.to_owned(),
+            index,
+        }
+        .into()),
     }
 }
 
@@ -218,8 +262,9 @@ impl Weights for Checkpoint<'_> {
         shape: [usize; D],
         _start: Start,
     ) -> Result<Tensor<D>, ModelError> {
-        let tensor = self.take_host(name, &shape)?;
-        Ok(tensor.into_tensor(&self.device))
+        let data = self.take_data(name, &shape)?;
+        let dtype = data.dtype();
+        Ok(Tensor::from_data(data, (&self.device, dtype)))
     }
 }
 

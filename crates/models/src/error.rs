@@ -103,6 +103,16 @@ pub enum ModelError {
         /// The tensor.
         tensor: String,
     },
+    /// The device's backend has no tensors of that type.
+    #[error("tensor `{tensor}` cannot be held as {dtype} on {device}: load the weights as f32")]
+    UnsupportedPrecision {
+        /// The tensor.
+        tensor: String,
+        /// The type.
+        dtype: String,
+        /// The device.
+        device: String,
+    },
     /// A model configuration that contradicts itself.
     #[error("model configuration: {problem}")]
     InvalidConfig {

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor, TensorData, module::linear};
 use rand::{Rng, RngExt};
+use rldp_lora::frozen::widen;
 
 use crate::{KvCache, LanguageModel, ModelError};
 
@@ -107,7 +108,8 @@ pub fn generate<M: LanguageModel>(
     }
 
     let device = device.clone().without_autodiff();
-    let head = model.head().without_autodiff().swap_dims(0, 1);
+    // Widened once: every token needs all of it.
+    let head = widen(model.head().without_autodiff()).swap_dims(0, 1);
     let mut cache = KvCache::new();
     let mut input = prompt.to_vec();
     let mut output = Vec::new();

@@ -2,6 +2,7 @@
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Int, Tensor, module::embedding};
+use rldp_lora::frozen::widen;
 use rldp_lora::{ForwardHook, HostTensor, LinearLayers, LoraLinear};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -11,7 +12,9 @@ use crate::attention::Attention;
 use crate::checkpoint::{Checkpoint, Start, Weights};
 use crate::config::Settings;
 use crate::full::{FullParameters, LayerKind, LayerSlot, linear_slot};
-use crate::linear::{LinearSpec, Storage, host_linear, take_linear};
+use crate::linear::{
+    LinearSpec, Storage, host_linears, take_linear, visit_blocks, visit_blocks_mut,
+};
 use crate::norm::{LayerNorm, frozen};
 use crate::random::RandomWeights;
 use crate::{KvCache, LanguageModel, ModelError};
@@ -330,26 +333,27 @@ impl Block {
 }
 
 impl LanguageModel for Gpt2 {
-    fn hidden_states(
-        &self,
-        input_ids: Tensor<2, Int>,
-        mut cache: Option<&mut KvCache>,
-    ) -> Tensor<3> {
+    fn embed(&self, input_ids: Tensor<2, Int>, start: usize) -> Tensor<3> {
         let [_, time] = input_ids.dims();
-        let start = cache.as_ref().map_or(0, |cache| cache.len());
         let positions = self.position_embedding.val().narrow(0, start, time);
-        let mut x = embedding(self.token_embedding.val(), input_ids) + positions.unsqueeze();
-        if let Some(hook) = &self.embedding_hook {
-            x = hook.call(x.clone(), x);
+        let states = widen(embedding(self.token_embedding.val(), input_ids));
+        let states = states + widen(positions).unsqueeze();
+        match &self.embedding_hook {
+            None => states,
+            Some(hook) => hook.call(states.clone(), states),
         }
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let cache = cache.as_mut().map(|cache| (&mut **cache, layer));
-            x = block.forward(x, cache);
-        }
-        if let Some(cache) = cache {
-            cache.advance(time);
-        }
-        self.final_norm.forward(x)
+    }
+
+    fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn block(&self, index: usize, states: Tensor<3>, cache: Option<&mut KvCache>) -> Tensor<3> {
+        self.blocks[index].forward(states, cache.map(|cache| (cache, index)))
+    }
+
+    fn normalize(&self, states: Tensor<3>) -> Tensor<3> {
+        self.final_norm.forward(states)
     }
 
     fn head(&self) -> Tensor<2> {
@@ -385,14 +389,11 @@ impl LanguageModel for Gpt2 {
         if let Some(head) = &self.head {
             add("lm_head.weight".to_owned(), head.val())?;
         }
+        tensors.extend(host_linears(self, Storage::InOut)?);
         let mut norms = vec![("transformer.ln_f".to_owned(), &self.final_norm)];
         for (layer, block) in self.blocks.iter().enumerate() {
             norms.push((format!("transformer.h.{layer}.ln_1"), &block.norm_1));
             norms.push((format!("transformer.h.{layer}.ln_2"), &block.norm_2));
-            for (name, linear) in block.linears() {
-                let name = format!("transformer.h.{layer}.{name}");
-                tensors.extend(host_linear(&name, linear, Storage::InOut)?);
-            }
         }
         for (name, norm) in norms {
             for (part, value) in [("weight", &norm.weight), ("bias", &norm.bias)] {
@@ -457,19 +458,11 @@ impl FullParameters for Gpt2 {
 
 impl LinearLayers for Gpt2 {
     fn visit_linears(&self, visit: &mut dyn FnMut(&str, &LoraLinear)) {
-        for (layer, block) in self.blocks.iter().enumerate() {
-            for (name, linear) in block.linears() {
-                visit(&format!("transformer.h.{layer}.{name}"), linear);
-            }
-        }
+        visit_blocks(&self.blocks, "transformer.h", Block::linears, visit);
     }
 
     fn visit_linears_mut(&mut self, visit: &mut dyn FnMut(&str, &mut LoraLinear)) {
-        for (layer, block) in self.blocks.iter_mut().enumerate() {
-            for (name, linear) in block.linears_mut() {
-                visit(&format!("transformer.h.{layer}.{name}"), linear);
-            }
-        }
+        visit_blocks_mut(&mut self.blocks, "transformer.h", Block::linears_mut, visit);
     }
 
     fn fan_in_fan_out(&self) -> bool {

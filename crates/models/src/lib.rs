@@ -52,6 +52,9 @@ mod loss;
 mod model;
 /// Normalisation layers.
 pub mod norm;
+mod per_example;
+/// The type a model's matrices are held in.
+pub mod precision;
 /// Random weights.
 pub mod random;
 /// Which architectures can be loaded.
@@ -73,5 +76,7 @@ pub use gpt2::{Gpt2, Gpt2Config};
 pub use llama::{Llama, LlamaConfig};
 pub use loss::TokenLosses;
 pub use model::LanguageModel;
+pub use per_example::{Activations, PerExample, per_example_pass};
+pub use precision::WeightPrecision;
 pub use registry::{LoadedModel, Registry};
 pub use tokenizer::Tokenizer;

@@ -1,5 +1,5 @@
 use burn::tensor::Tensor;
-use rldp_lora::{HostTensor, LoraLinear};
+use rldp_lora::{HostTensor, LinearLayers, LoraLinear};
 
 use crate::ModelError;
 use crate::checkpoint::{Start, Weights};
@@ -42,8 +42,23 @@ pub(crate) fn take_linear<W: Weights>(
     Ok(LoraLinear::new(weight, bias))
 }
 
-/// The tensors of a linear layer as its checkpoint stores them.
-pub(crate) fn host_linear(
+/// The tensors of all of a model's linear layers as its checkpoint stores them.
+pub(crate) fn host_linears<M: LinearLayers>(
+    model: &M,
+    storage: Storage,
+) -> Result<Vec<HostTensor>, ModelError> {
+    let mut tensors = Vec::new();
+    let mut result = Ok(());
+    model.visit_linears(&mut |name, layer| {
+        if result.is_ok() {
+            result = host_linear(name, layer, storage).map(|pair| tensors.extend(pair));
+        }
+    });
+    result.map(|()| tensors)
+}
+
+/// The weight, and the bias if there is one.
+fn host_linear(
     name: &str,
     layer: &LoraLinear,
     storage: Storage,
@@ -54,10 +69,36 @@ pub(crate) fn host_linear(
     };
     let mut tensors = vec![HostTensor::from_tensor(&format!("{name}.weight"), weight)?];
     if let Some(bias) = &layer.bias {
-        tensors.push(HostTensor::from_tensor(
-            &format!("{name}.bias"),
-            bias.val(),
-        )?);
+        let name = format!("{name}.bias");
+        tensors.push(HostTensor::from_tensor(&name, bias.val())?);
     }
     Ok(tensors)
+}
+
+/// Shows the linear layers of equal blocks under `prefix`, the block's number and the layer's name.
+pub(crate) fn visit_blocks<'a, B, const N: usize>(
+    blocks: &'a [B],
+    prefix: &str,
+    linears: impl Fn(&'a B) -> [(&'static str, &'a LoraLinear); N],
+    visit: &mut dyn FnMut(&str, &LoraLinear),
+) {
+    for (number, block) in blocks.iter().enumerate() {
+        for (name, linear) in linears(block) {
+            visit(&format!("{prefix}.{number}.{name}"), linear);
+        }
+    }
+}
+
+/// The same with mutable access, in the same order.
+pub(crate) fn visit_blocks_mut<'a, B, const N: usize>(
+    blocks: &'a mut [B],
+    prefix: &str,
+    linears: impl Fn(&'a mut B) -> [(&'static str, &'a mut LoraLinear); N],
+    visit: &mut dyn FnMut(&str, &mut LoraLinear),
+) {
+    for (number, block) in blocks.iter_mut().enumerate() {
+        for (name, linear) in linears(block) {
+            visit(&format!("{prefix}.{number}.{name}"), linear);
+        }
+    }
 }

@@ -4,6 +4,7 @@
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Int, Tensor, module::embedding};
+use rldp_lora::frozen::widen;
 use rldp_lora::{ForwardHook, HostTensor, LinearLayers, LoraLinear};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -14,7 +15,9 @@ use crate::config::Settings;
 use crate::device_cache::DeviceCache;
 use crate::full::{FullParameters, LayerKind, LayerSlot, linear_slot};
 use crate::fused::gated_silu;
-use crate::linear::{LinearSpec, Storage, host_linear, take_linear};
+use crate::linear::{
+    LinearSpec, Storage, host_linears, take_linear, visit_blocks, visit_blocks_mut,
+};
 use crate::norm::{RmsNorm, frozen};
 use crate::random::RandomWeights;
 use crate::rotary::{RopeConfig, RopeScaling, Rotary};
@@ -409,24 +412,24 @@ impl Block {
 }
 
 impl LanguageModel for Llama {
-    fn hidden_states(
-        &self,
-        input_ids: Tensor<2, Int>,
-        mut cache: Option<&mut KvCache>,
-    ) -> Tensor<3> {
-        let [_, time] = input_ids.dims();
-        let mut x = embedding(self.token_embedding.val(), input_ids);
-        if let Some(hook) = &self.embedding_hook {
-            x = hook.call(x.clone(), x);
+    fn embed(&self, input_ids: Tensor<2, Int>, _start: usize) -> Tensor<3> {
+        let states = widen(embedding(self.token_embedding.val(), input_ids));
+        match &self.embedding_hook {
+            None => states,
+            Some(hook) => hook.call(states.clone(), states),
         }
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let cache = cache.as_mut().map(|cache| (&mut **cache, layer));
-            x = block.forward(x, cache);
-        }
-        if let Some(cache) = cache {
-            cache.advance(time);
-        }
-        self.final_norm.forward(x)
+    }
+
+    fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn block(&self, index: usize, states: Tensor<3>, cache: Option<&mut KvCache>) -> Tensor<3> {
+        self.blocks[index].forward(states, cache.map(|cache| (cache, index)))
+    }
+
+    fn normalize(&self, states: Tensor<3>) -> Tensor<3> {
+        self.final_norm.forward(states)
     }
 
     fn head(&self) -> Tensor<2> {
@@ -463,14 +466,12 @@ impl LanguageModel for Llama {
         if let Some(head) = &self.head {
             tensors.push(HostTensor::from_tensor("lm_head.weight", head.val())?);
         }
+        tensors.extend(host_linears(self, Storage::OutIn)?);
         let mut norms = vec![("model.norm".to_owned(), &self.final_norm)];
         for (layer, block) in self.blocks.iter().enumerate() {
             let name = |part: &str| format!("model.layers.{layer}.{part}");
             norms.push((name("input_layernorm"), &block.norm_1));
             norms.push((name("post_attention_layernorm"), &block.norm_2));
-            for (part, linear) in block.linears() {
-                tensors.extend(host_linear(&name(part), linear, Storage::OutIn)?);
-            }
         }
         for (name, norm) in norms {
             let name = format!("{name}.weight");
@@ -512,18 +513,10 @@ impl FullParameters for Llama {
 
 impl LinearLayers for Llama {
     fn visit_linears(&self, visit: &mut dyn FnMut(&str, &LoraLinear)) {
-        for (layer, block) in self.blocks.iter().enumerate() {
-            for (name, linear) in block.linears() {
-                visit(&format!("model.layers.{layer}.{name}"), linear);
-            }
-        }
+        visit_blocks(&self.blocks, "model.layers", Block::linears, visit);
     }
 
     fn visit_linears_mut(&mut self, visit: &mut dyn FnMut(&str, &mut LoraLinear)) {
-        for (layer, block) in self.blocks.iter_mut().enumerate() {
-            for (name, linear) in block.linears_mut() {
-                visit(&format!("model.layers.{layer}.{name}"), linear);
-            }
-        }
+        visit_blocks_mut(&mut self.blocks, "model.layers", Block::linears_mut, visit);
     }
 }

@@ -9,6 +9,8 @@
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData, module::linear};
 
+use rldp_lora::frozen::widen;
+
 use crate::Batch;
 
 /// Logits per chunk: 4 MB of f32.
@@ -23,8 +25,17 @@ pub struct TokenLosses {
     pub counts: Tensor<1>,
 }
 
+impl TokenLosses {
+    /// Each example's mean loss; zero for an example without counted targets.
+    pub fn means(self) -> Tensor<1> {
+        self.sums / self.counts.clamp_min(1.0)
+    }
+}
+
 /// Token losses from `[examples, time, hidden]` states and the `[vocabulary, hidden]` projection.
 pub(crate) fn token_losses(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> TokenLosses {
+    // One f32 copy of the projection while the loss is computed, if it is held in half precision.
+    let head = widen(head);
     let sums = if head.is_tracked() {
         through_autodiff(hidden, head, batch)
     } else {

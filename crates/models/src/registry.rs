@@ -6,6 +6,7 @@ use crate::causal_lm::CausalLm;
 use crate::checkpoint::{Checkpoint, Progress};
 use crate::config::{Settings, SpecialTokens};
 use crate::llama::Variant;
+use crate::precision::WeightPrecision;
 use crate::tokenizer::Tokenizer;
 use crate::{Gpt2, Gpt2Config, LanguageModel, Llama, LlamaConfig, ModelError};
 
@@ -86,7 +87,8 @@ impl<M> Registry<M> {
 impl<M: LanguageModel> Registry<M> {
     /// Loads a Hugging Face model folder onto a device, reporting progress after every tensor.
     ///
-    /// The weights become f32 and need no gradients. The tokenizer is loaded if the folder has one.
+    /// The weights are held in f32 and need no gradients. The tokenizer is loaded if the folder has
+    /// one.
     ///
     /// # Errors
     ///
@@ -96,6 +98,22 @@ impl<M: LanguageModel> Registry<M> {
         &self,
         folder: &Path,
         device: &Device,
+        progress: impl FnMut(Progress),
+    ) -> Result<LoadedModel<M>, ModelError> {
+        self.load_with(folder, device, WeightPrecision::F32, progress)
+    }
+
+    /// The same with the matrices held in a type of choice.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::load`]; [`ModelError::UnsupportedPrecision`] naming a tensor whose type the
+    /// device's backend lacks.
+    pub fn load_with(
+        &self,
+        folder: &Path,
+        device: &Device,
+        precision: WeightPrecision,
         mut progress: impl FnMut(Progress),
     ) -> Result<LoadedModel<M>, ModelError> {
         let path = folder.join("config.json");
@@ -112,7 +130,7 @@ impl<M: LanguageModel> Registry<M> {
                 known: self.names().into_iter().map(str::to_owned).collect(),
             })?;
         let checkpoint = Checkpoint::open(folder, device, &mut progress)?;
-        let model = build(settings, checkpoint)?;
+        let model = build(settings, checkpoint.with_precision(precision))?;
         Ok(LoadedModel {
             model,
             special_tokens,

@@ -3,15 +3,16 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::Device;
-use common::{MODELS, devices, golden_batch, load, load_folder, model_folder, read_all, values};
-use half::{bf16, f16};
+use common::{
+    MODELS, Tensors, copy, devices, golden_batch, halved, load, load_folder, model_folder,
+    read_all, tensors, values, write,
+};
 use rldp_lora::LoraError;
 use rldp_models::{CausalLm, LanguageModel, ModelError, Tokenizer, hub};
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -21,41 +22,6 @@ fn device() -> Device {
 
 fn try_load(folder: &Path) -> Result<CausalLm, ModelError> {
     CausalLm::load(folder, &device(), |_| {}).map(|loaded| loaded.model)
-}
-
-/// A copy of a fixture whose configuration and weights can be broken.
-fn copy(name: &str) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(model_folder(name).join(file), folder.path().join(file)).unwrap();
-    }
-    folder
-}
-
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
-
-fn tensors(name: &str) -> Tensors {
-    read_all(&model_folder(name).join("model.safetensors"))
-        .into_iter()
-        .map(|(key, golden)| {
-            let bytes = golden
-                .values
-                .iter()
-                .flat_map(|v| (*v as f32).to_le_bytes())
-                .collect();
-            (key, (Dtype::F32, golden.shape, bytes))
-        })
-        .collect()
-}
-
-fn write(path: &Path, tensors: &Tensors) {
-    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
-        (
-            name.as_str(),
-            TensorView::new(*dtype, shape.clone(), bytes).unwrap(),
-        )
-    });
-    safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
 /// What loading gives after the weights were changed.
@@ -84,22 +50,7 @@ fn half_precision_files_load_as_their_rounded_values() {
         let batch = golden_batch(&io, &device);
         let exact = values(load("llama32", &device).per_example_loss(&batch));
         for (dtype, limit) in [(Dtype::F16, 0.02), (Dtype::BF16, 0.15)] {
-            let folder = copy("llama32");
-            let mut weights = tensors("llama32");
-            for (own, _, bytes) in weights.values_mut() {
-                let floats = bytes.chunks_exact(4);
-                let floats = floats.map(|b| f32::from_le_bytes(b.try_into().unwrap()));
-                let halves: Vec<u8> = match dtype {
-                    Dtype::F16 => floats
-                        .flat_map(|v| f16::from_f32(v).to_le_bytes())
-                        .collect(),
-                    _ => floats
-                        .flat_map(|v| bf16::from_f32(v).to_le_bytes())
-                        .collect(),
-                };
-                (*own, *bytes) = (dtype, halves);
-            }
-            write(&folder.path().join("model.safetensors"), &weights);
+            let folder = halved("llama32", dtype);
             let found = values(load_folder(folder.path(), &device).per_example_loss(&batch));
             for (found, exact) in found.iter().zip(&exact) {
                 let difference = (found - exact).abs();

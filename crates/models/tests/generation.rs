@@ -126,6 +126,74 @@ fn sampling_obeys_its_options() {
 }
 
 #[test]
+fn top_k_and_top_p_choose_among_the_most_likely() {
+    let (_, device) = devices().remove(0);
+    let model = load("llama32", &device);
+    let prompt = [5, 6, 7];
+    let temperature = 1.5;
+    let logits = last_logits(&model, &prompt, &device);
+    let mut ranked: Vec<(usize, f64)> = logits
+        .iter()
+        .map(|logit| (logit / temperature).exp())
+        .enumerate()
+        .collect();
+    ranked.sort_by(|left, right| right.1.total_cmp(&left.1));
+    let total: f64 = ranked.iter().map(|(_, weight)| weight).sum();
+    let mut nucleus = 0;
+    let mut mass = 0.0;
+    while mass < 0.4 * total {
+        mass += ranked[nucleus].1;
+        nucleus += 1;
+    }
+    assert!(nucleus > 2, "{nucleus} tokens test nothing");
+    let base = GenerationOptions {
+        max_new_tokens: 1,
+        temperature,
+        ..Default::default()
+    };
+    for (what, options, count) in [
+        (
+            "top_k",
+            GenerationOptions {
+                top_k: Some(4),
+                ..base.clone()
+            },
+            4,
+        ),
+        (
+            "top_p",
+            GenerationOptions {
+                top_p: 0.4,
+                ..base.clone()
+            },
+            nucleus,
+        ),
+    ] {
+        let mut counts = vec![0.0; logits.len()];
+        let draws = 3000;
+        for seed in 0..draws {
+            let mut rng = ChaCha12Rng::seed_from_u64(seed);
+            let made = generate(&model, &prompt, &options, &device, &mut rng, go_on).unwrap();
+            counts[made[0] as usize] += 1.0;
+        }
+        let kept: f64 = ranked[..count].iter().map(|(_, weight)| weight).sum();
+        for (token, _) in &ranked[count..] {
+            assert_eq!(counts[*token], 0.0, "{what}: token {token} was left out");
+        }
+        for (token, weight) in &ranked[..count] {
+            let expected = weight / kept * draws as f64;
+            // Six standard deviations of a Poisson count: false alarm below 1e-6 for all tokens.
+            let limit = 6.0 * expected.sqrt() + 1.0;
+            let found = counts[*token];
+            assert!(
+                (found - expected).abs() < limit,
+                "{what} {token}: {found} {expected}"
+            );
+        }
+    }
+}
+
+#[test]
 fn the_callback_sees_every_token_and_can_stop() {
     let (_, device) = devices().remove(0);
     let model = load("llama32", &device);

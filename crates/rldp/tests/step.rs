@@ -69,12 +69,13 @@ fn decision(adapters: usize) -> Decision {
 }
 
 /// One step with next to no noise, at this micro-batch size.
-fn release(micro_batch: usize) -> StepRelease {
+fn release(micro_batch: usize, gradient_checkpointing: bool) -> StepRelease {
     let folder = tempfile::tempdir().unwrap();
     let mut model = model();
     let config = TrainerConfig {
         batch_size: 9.0,
         micro_batch,
+        gradient_checkpointing,
         clip_count_share: 0.0,
         ..TrainerConfig::default()
     };
@@ -105,14 +106,14 @@ fn values(release: &StepRelease) -> Vec<f32> {
 }
 
 #[test]
-fn micro_batch_size_and_padding_change_nothing() {
-    let reference = values(&release(1));
+fn micro_batch_size_padding_and_checkpointing_change_nothing() {
+    let reference = values(&release(1, false));
     let scale = reference
         .iter()
         .fold(0.0_f32, |most, value| most.max(value.abs()));
     assert!(scale > 0.0);
-    for micro_batch in [2, 5, 64] {
-        let found = values(&release(micro_batch));
+    for (micro_batch, checkpointing) in [(2, false), (5, true), (64, false), (64, true)] {
+        let found = values(&release(micro_batch, checkpointing));
         for (a, b) in reference.iter().zip(&found) {
             assert!(
                 (a - b).abs() <= 2e-5 * scale,

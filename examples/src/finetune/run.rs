@@ -49,6 +49,7 @@ struct Source {
 /// # Errors
 /// See [`ExampleError`].
 pub fn run(settings: &Settings) -> Result<(), ExampleError> {
+    settings.check()?;
     let config = settings.trainer();
     config.validate().map_err(ExampleError::Rldp)?;
     let device = device(&settings.device)?;
@@ -248,7 +249,12 @@ fn load_model(
         Some(name) => {
             progress.phase(&format!("loading {name}"));
             let folder = hub::resolve(name)?;
-            Ok(CausalLm::load(&folder, device, |_| {})?)
+            Ok(CausalLm::load_with(
+                &folder,
+                device,
+                settings.weights,
+                |_| {},
+            )?)
         }
     }
 }

@@ -7,6 +7,7 @@ use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, ValueEn
 use rldp::budget::BudgetKind;
 use rldp::controller::ControllerKind;
 use rldp::trainer::TrainerConfig;
+use rldp_models::WeightPrecision;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ExampleError;
@@ -44,6 +45,10 @@ pub struct Settings {
     /// openai-community/gpt2 [default: the embedded model]
     #[arg(long, value_name = "DIR|ID")]
     pub model: Option<String>,
+    /// Type the base model's matrices are held in: f32, stored (the file's own) or bf16; arithmetic and adapters are f32
+    #[arg(long, default_value_t)]
+    #[serde(default)]
+    pub weights: WeightPrecision,
     /// Private table: CSV, JSONL or plain text (one record a line), each also gzipped [default: embedded SUPPORT2]
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
@@ -74,6 +79,10 @@ pub struct Settings {
     /// Rows computed at once: memory and speed only
     #[arg(long, default_value_t = defaults().micro_batch)]
     pub micro_batch: usize,
+    /// Gradient checkpointing: keep only the blocks' inputs in memory and run each block again in the backward pass
+    #[arg(long)]
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
     /// Longest row, in tokens; longer rows are cut
     #[arg(long, default_value_t = defaults().max_length)]
     pub max_length: usize,
@@ -181,6 +190,36 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Refuses flags that would have no effect together with others.
+    ///
+    /// # Errors
+    /// [`ExampleError::Flag`] naming the flag.
+    pub fn check(&self) -> Result<(), ExampleError> {
+        let refuse = |flag, value: String, reason: &str| {
+            Err(ExampleError::Flag {
+                flag,
+                value,
+                reason: reason.to_owned(),
+            })
+        };
+        let weights = self.weights.to_string();
+        if self.weights != WeightPrecision::F32 {
+            if self.model.is_none() {
+                return refuse("weights", weights, "needs --model: the embedded one is f32");
+            }
+            if self.trainable == Trainable::Full {
+                let reason =
+                    "training all parameters needs f32: half precision loses small updates";
+                return refuse("weights", weights, reason);
+            }
+        }
+        if self.gradient_checkpointing && self.trainable == Trainable::Full {
+            let reason = "is implemented for --trainable lora";
+            return refuse("gradient-checkpointing", "true".to_owned(), reason);
+        }
+        Ok(())
+    }
+
     /// The trainer's part of the settings.
     #[must_use]
     pub fn trainer(&self) -> TrainerConfig {
@@ -190,6 +229,7 @@ impl Settings {
             steps: self.steps,
             batch_size: self.batch_size,
             micro_batch: self.micro_batch,
+            gradient_checkpointing: self.gradient_checkpointing,
             max_length: self.max_length,
             max_rows_per_unit: self.max_rows_per_unit,
             lora_rank: self.lora_rank,
@@ -210,6 +250,38 @@ impl Settings {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn flags_without_effect_are_refused_by_name() {
+        let check = |flags: &[&str]| {
+            let arguments = ["finetune"].iter().chain(flags);
+            Settings::from_arguments(arguments).unwrap().check()
+        };
+        for good in [
+            &[][..],
+            &["--gradient-checkpointing"],
+            &["--model", "m", "--weights", "stored"],
+            &["--trainable", "full"],
+        ] {
+            check(good).unwrap();
+        }
+        for (name, bad) in [
+            ("weights", &["--weights", "bf16"][..]),
+            (
+                "weights",
+                &["--model", "m", "--weights", "stored", "--trainable", "full"],
+            ),
+            (
+                "gradient-checkpointing",
+                &["--gradient-checkpointing", "--trainable", "full"],
+            ),
+        ] {
+            match check(bad) {
+                Err(ExampleError::Flag { flag, .. }) => assert_eq!(flag, name),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
 
     #[test]
     fn the_command_line_wins_over_the_file_and_the_file_over_the_defaults() {

@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use half::{bf16, f16};
 use rldp_models::{Batch, CausalLm, Registry};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use tempfile::TempDir;
 
 pub const MODELS: [&str; 4] = ["gpt2", "llama32", "llama_untied", "mistral"];
 
@@ -76,6 +79,61 @@ pub fn read_all(path: &Path) -> BTreeMap<String, Golden> {
 
 fn words<const N: usize>(data: &[u8]) -> impl Iterator<Item = [u8; N]> {
     data.chunks_exact(N).map(|chunk| chunk.try_into().unwrap())
+}
+
+/// A copy of a fixture whose configuration and weights can be broken.
+pub fn copy(name: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(model_folder(name).join(file), folder.path().join(file)).unwrap();
+    }
+    folder
+}
+
+pub type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+pub fn tensors(name: &str) -> Tensors {
+    read_all(&model_folder(name).join("model.safetensors"))
+        .into_iter()
+        .map(|(key, golden)| {
+            let bytes = golden
+                .values
+                .iter()
+                .flat_map(|v| (*v as f32).to_le_bytes())
+                .collect();
+            (key, (Dtype::F32, golden.shape, bytes))
+        })
+        .collect()
+}
+
+pub fn write(path: &Path, tensors: &Tensors) {
+    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
+        (
+            name.as_str(),
+            TensorView::new(*dtype, shape.clone(), bytes).unwrap(),
+        )
+    });
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+/// A copy of a fixture with all its tensors rounded to a half type.
+pub fn halved(name: &str, dtype: Dtype) -> TempDir {
+    let folder = copy(name);
+    let mut weights = tensors(name);
+    for (own, _, bytes) in weights.values_mut() {
+        let floats = words::<4>(bytes).map(f32::from_le_bytes);
+        let halves: Vec<u8> = match dtype {
+            Dtype::F16 => floats
+                .flat_map(|v| f16::from_f32(v).to_le_bytes())
+                .collect(),
+            _ => floats
+                .flat_map(|v| bf16::from_f32(v).to_le_bytes())
+                .collect(),
+        };
+        (*own, *bytes) = (dtype, halves);
+    }
+    write(&folder.path().join("model.safetensors"), &weights);
+    folder
 }
 
 /// The golden inputs as a batch of full length: the last position has no target.

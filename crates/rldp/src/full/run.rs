@@ -272,7 +272,7 @@ impl FullStep {
             .map(|index| &self.units[index])
             .collect();
         let mut accumulator = Accumulator::begin(plan, &self.groups.layout())?;
-        for batch in micro_batches(&sampled, self.micro_batch, &self.device) {
+        for batch in micro_batches(&sampled, self.micro_batch, &self.device)? {
             let (gradients, losses) = per_example_gradients(&model, &batch.batch, &self.groups)?;
             let units: Vec<Option<usize>> = batch.unit_of_row.iter().copied().map(Some).collect();
             let rows = RowMap::summed(&units, &batch.weight_of_row)?;

@@ -1,7 +1,7 @@
 //! Privacy units as token rows, and how they are laid out in micro-batches.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use rldp_models::Batch;
+use burn::tensor::Device;
+use rldp_models::{Batch, ModelError, Row};
 
 /// A privacy unit ready for the model: the token rows of one person.
 ///
@@ -17,7 +17,6 @@ pub struct TokenUnit {
 struct Place {
     unit: usize,
     row: usize,
-    length: usize,
 }
 
 /// One micro-batch: whole units only, so that a unit's rows can be combined before clipping.
@@ -34,8 +33,14 @@ pub struct MicroBatch {
 
 /// Lays the units out in micro-batches of at most `rows` rows (a unit with more rows makes one of its own), units of
 /// like length together so that little padding is computed. Which units share a micro-batch changes no result.
-#[must_use]
-pub fn micro_batches(units: &[&TokenUnit], rows: usize, device: &Device) -> Vec<MicroBatch> {
+///
+/// # Errors
+/// [`ModelError::InvalidBatch`] for a row without tokens.
+pub fn micro_batches(
+    units: &[&TokenUnit],
+    rows: usize,
+    device: &Device,
+) -> Result<Vec<MicroBatch>, ModelError> {
     let longest = |unit: &TokenUnit| unit.rows.iter().map(Vec::len).max().unwrap_or(0);
     let mut order: Vec<usize> = (0..units.len())
         .filter(|index| !units[*index].rows.is_empty())
@@ -47,47 +52,33 @@ pub fn micro_batches(units: &[&TokenUnit], rows: usize, device: &Device) -> Vec<
     for index in order {
         let unit = units[index];
         if !current.is_empty() && current.len() + unit.rows.len() > rows {
-            batches.push(collate(units, &current, device));
+            batches.push(collate(units, &current, device)?);
             current.clear();
             in_current = 0;
         }
-        current.extend(unit.rows.iter().enumerate().map(|(row, tokens)| Place {
-            unit: index,
-            row,
-            length: tokens.len(),
-        }));
+        current.extend((0..unit.rows.len()).map(|row| Place { unit: index, row }));
         in_current += 1;
     }
     if in_current > 0 {
-        batches.push(collate(units, &current, device));
+        batches.push(collate(units, &current, device)?);
     }
-    batches
+    Ok(batches)
 }
 
-/// Builds the padded tensors of one micro-batch. Inputs are a row's tokens but the last, targets all but the first.
-fn collate(units: &[&TokenUnit], places: &[Place], device: &Device) -> MicroBatch {
-    let width = places
-        .iter()
-        .map(|place| place.length.saturating_sub(1))
-        .max()
-        .unwrap_or(1)
-        .max(1);
-    let rows = places.len();
-    let mut inputs = vec![0_i64; rows * width];
-    let mut targets = vec![0_i64; rows * width];
-    let mut mask = vec![0.0_f32; rows * width];
-    let mut unit_of_row = Vec::with_capacity(rows);
-    let mut weight_of_row = Vec::with_capacity(rows);
+/// Builds one micro-batch.
+fn collate(
+    units: &[&TokenUnit],
+    places: &[Place],
+    device: &Device,
+) -> Result<MicroBatch, ModelError> {
+    let mut rows = Vec::with_capacity(places.len());
+    let mut unit_of_row = Vec::with_capacity(places.len());
+    let mut weight_of_row = Vec::with_capacity(places.len());
     let mut unit_count = 0;
     let mut last = None;
-    for (index, place) in places.iter().enumerate() {
+    for place in places {
         let unit = units[place.unit];
-        let tokens = &unit.rows[place.row];
-        for (offset, pair) in tokens.windows(2).enumerate() {
-            inputs[index * width + offset] = i64::from(pair[0]);
-            targets[index * width + offset] = i64::from(pair[1]);
-            mask[index * width + offset] = 1.0;
-        }
+        rows.push(Row::new(unit.rows[place.row].clone()));
         if last != Some(place.unit) {
             unit_count += 1;
             last = Some(place.unit);
@@ -95,21 +86,16 @@ fn collate(units: &[&TokenUnit], places: &[Place], device: &Device) -> MicroBatc
         unit_of_row.push(unit_count - 1);
         weight_of_row.push(1.0 / unit.rows.len() as f32);
     }
-    let shape = [rows, width];
-    let batch = Batch {
-        input_ids: Tensor::<2, Int>::from_data(TensorData::new(inputs, shape), device),
-        targets: Tensor::<2, Int>::from_data(TensorData::new(targets, shape), device),
-        mask: Tensor::<2>::from_data(TensorData::new(mask, shape), device),
-    };
-    MicroBatch {
-        batch,
+    Ok(MicroBatch {
+        batch: Batch::from_rows(&rows, device)?,
         unit_of_row,
         weight_of_row,
         units: unit_count,
-    }
+    })
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -136,7 +122,7 @@ mod tests {
     fn units_stay_whole_and_every_row_is_there_once() {
         let units = [unit(&[5, 3]), unit(&[9]), unit(&[4, 4, 4]), unit(&[2])];
         let references: Vec<&TokenUnit> = units.iter().collect();
-        let batches = micro_batches(&references, 3, &device());
+        let batches = micro_batches(&references, 3, &device()).unwrap();
         let rows: usize = batches.iter().map(|b| b.unit_of_row.len()).sum();
         assert_eq!(rows, 7);
         assert_eq!(batches.iter().map(|b| b.units).sum::<usize>(), 4);
@@ -157,6 +143,6 @@ mod tests {
     #[cfg(any(feature = "flex", feature = "ndarray"))]
     #[test]
     fn no_units_make_no_batch() {
-        assert!(micro_batches(&[], 4, &device()).is_empty());
+        assert!(micro_batches(&[], 4, &device()).unwrap().is_empty());
     }
 }

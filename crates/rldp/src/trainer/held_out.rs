@@ -87,7 +87,7 @@ impl HeldOut {
             .left
             .checked_sub(1)
             .ok_or(RldpError::QueriesSpent { part: self.part })?;
-        let losses = unit_losses(model, &self.units, micro_batch, device);
+        let losses = unit_losses(model, &self.units, micro_batch, device)?;
         ledger.append(&query(self.part, "mean loss", self.noise_multiplier))?;
         let count = *self.count.value();
         let loss = noisy_mean(
@@ -105,14 +105,17 @@ impl HeldOut {
 }
 
 /// The exact mean of the units' losses on public text.
+///
+/// # Errors
+/// [`RldpError::Model`] for a row without tokens.
 pub fn public_loss<M: LanguageModel>(
     model: &M,
     units: &[TokenUnit],
     micro_batch: usize,
     device: &Device,
-) -> f64 {
-    let losses = unit_losses(model, units, micro_batch, device);
-    losses.iter().sum::<f64>() / losses.len().max(1) as f64
+) -> Result<f64, RldpError> {
+    let losses = unit_losses(model, units, micro_batch, device)?;
+    Ok(losses.iter().sum::<f64>() / losses.len().max(1) as f64)
 }
 
 /// Every unit's loss, the mean over its rows, in no particular order; units without rows have none. Raw values: for
@@ -122,10 +125,10 @@ fn unit_losses<M: LanguageModel>(
     units: &[TokenUnit],
     micro_batch: usize,
     device: &Device,
-) -> Vec<f64> {
+) -> Result<Vec<f64>, RldpError> {
     let references: Vec<&TokenUnit> = units.iter().collect();
     let mut losses = Vec::with_capacity(units.len());
-    for batch in micro_batches(&references, micro_batch, device) {
+    for batch in micro_batches(&references, micro_batch, device)? {
         let rows = model.per_example_loss(&batch.batch).into_data();
         let mut own = vec![0.0; batch.units];
         for (index, loss) in rows.iter::<f32>().enumerate() {
@@ -134,7 +137,7 @@ fn unit_losses<M: LanguageModel>(
         }
         losses.extend(own);
     }
-    losses
+    Ok(losses)
 }
 
 fn query(part: &str, name: &str, noise_multiplier: f64) -> Event {

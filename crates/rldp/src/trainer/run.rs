@@ -419,7 +419,7 @@ impl<'a> Run<'a> {
             }
             (None, units) => {
                 let units = units.as_deref().unwrap_or_default();
-                let loss = public_loss(model, units, config.micro_batch, device);
+                let loss = public_loss(model, units, config.micro_batch, device)?;
                 ("public-validation", Visible::public(loss), 0.0)
             }
         };

@@ -3,10 +3,8 @@
 use burn::tensor::{Device, Tensor};
 use rldp_accounting::Segment;
 use rldp_accounting::ledger::LedgerWriter;
-use rldp_lora::{
-    AdapterRef, adapter_parameters, adapters, expand_adapters, per_example_gradients, set_adapters,
-};
-use rldp_models::LanguageModel;
+use rldp_lora::{AdapterRef, adapter_parameters, adapters, set_adapters};
+use rldp_models::{Activations, LanguageModel, per_example_pass};
 use rldp_optim::{
     Accumulator, Beta1, DpOptimizer, GroupGradients, ParameterGroups, ParameterSlot,
     PerExampleGradients, PoissonSampler, Private, Random, RowMap, SteeredAdam, StepPlan,
@@ -27,6 +25,7 @@ pub struct PrivateStep {
     sampler: PoissonSampler,
     population: usize,
     micro_batch: usize,
+    activations: Activations,
     telemetry: Telemetry,
     optimizer: DpOptimizer,
     beta_1: Beta1,
@@ -83,6 +82,7 @@ impl PrivateStep {
             units,
             population,
             micro_batch: config.micro_batch,
+            activations: config.activations(),
             telemetry: Telemetry {
                 clip_counts: config.clip_count_share,
                 loss: config.training_loss_share,
@@ -157,9 +157,9 @@ impl PrivateStep {
             .map(|index| &self.units[index])
             .collect();
         let mut accumulator = Accumulator::begin(plan, &self.optimizer.layout())?;
-        for batch in micro_batches(&sampled, self.micro_batch, &self.device) {
+        for batch in micro_batches(&sampled, self.micro_batch, &self.device)? {
             let losses_wanted = plan.loss_noise_multiplier().is_some();
-            let (gradients, losses) = per_unit_gradients(model, &batch)?;
+            let (gradients, losses) = per_unit_gradients(model, &batch, self.activations)?;
             accumulator.add(&gradients, losses_wanted.then(|| Private::new(losses)))?;
         }
         ledger.append(&plan.event(number))?;
@@ -177,12 +177,11 @@ impl PrivateStep {
 fn per_unit_gradients<M: LanguageModel>(
     model: &M,
     batch: &MicroBatch,
+    activations: Activations,
 ) -> Result<(PerExampleGradients, Tensor<1>), RldpError> {
-    let rows = batch.unit_of_row.len();
-    let expanded = expand_adapters(model, rows)?;
-    let losses = expanded.per_example_loss(&batch.batch);
-    let mut gradients = losses.clone().sum().backward();
-    let groups = per_example_gradients(&expanded, &mut gradients)?
+    let pass = per_example_pass(model, &batch.batch, activations)?;
+    let groups = pass
+        .gradients
         .into_iter()
         .map(|adapter| {
             let group = GroupGradients::new(adapter.name);
@@ -195,5 +194,5 @@ fn per_unit_gradients<M: LanguageModel>(
         .collect();
     let units: Vec<Option<usize>> = batch.unit_of_row.iter().copied().map(Some).collect();
     let map = RowMap::summed(&units, &batch.weight_of_row)?;
-    Ok((PerExampleGradients::new(groups, map)?, losses))
+    Ok((PerExampleGradients::new(groups, map)?, pass.losses))
 }
