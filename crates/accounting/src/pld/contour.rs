@@ -23,8 +23,6 @@ const FAR: [f64; 7] = [1.06, 1.12, 1.2, 1.35, 1.6, 2.2, 3.5];
 pub(crate) const FREE_WORK: f64 = 4e5;
 /// Pairs never exceeded: the bounds are then looser, and still valid.
 pub(crate) const MOST_WORK: f64 = 2e8;
-/// The same for many mechanisms, whose contour is kept and extended step by step.
-pub(crate) const MOST_WORK_SHARED: f64 = 3e7;
 /// Sequences this short get a finer bound on how fast their characteristic function decays.
 const FEW_STEPS: f64 = 200.0;
 /// Sequences this short get the total-variation bound on it too.

@@ -14,6 +14,8 @@ const GAP_TOLERANCE: f64 = 0.2;
 /// So few steps (in all), of so few kinds, are put on a lattice before a smoothed contour is tried.
 const FEW_STEPS: f64 = 2e5;
 const FEW_KINDS: usize = 6;
+/// More kinds than this are not worth a lattice: each has masses of its own.
+const MOST_KINDS: usize = 64;
 /// A lattice serves again for deltas this near (in ln) the one it was laid for.
 const NEAR_NATS: f64 = 0.7;
 
@@ -58,13 +60,10 @@ impl Method {
         if few && let Some(lattice) = lattice() {
             return Some(Self::Lattice(lattice));
         }
-        let hard = plan(if loss.steps.len() <= FEW_KINDS {
-            contour::MOST_WORK
-        } else {
-            contour::MOST_WORK_SHARED
-        });
+        let hard = plan(contour::MOST_WORK);
         if !few
             && hard.moved() > tolerance
+            && loss.steps.len() <= MOST_KINDS
             && let Some(lattice) = lattice()
         {
             return Some(Self::Lattice(lattice));
