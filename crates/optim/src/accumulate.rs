@@ -10,6 +10,7 @@ use crate::plan::StepPlan;
 use crate::private::{Private, Released};
 use crate::query::CentredSum;
 use crate::random::{Random, add_grid_noise};
+use crate::source::UnitGradients;
 
 /// Collects the micro-batches of one step and releases it once.
 ///
@@ -31,8 +32,12 @@ impl Accumulator {
             Some(_) => Some(CentredSum::new(plan.telemetry().loss_bound)?),
             None => None,
         };
+        let sum = ClippedSum::new(layout, &plan.clips()?)?;
         Ok(Self {
-            sum: ClippedSum::new(layout, &plan.clips()?)?,
+            sum: match plan.transforms() {
+                Some(transforms) => sum.with_transforms(transforms.clone())?,
+                None => sum,
+            },
             plan: plan.clone(),
             loss,
         })
@@ -57,32 +62,58 @@ impl Accumulator {
         gradients: &PerExampleGradients,
         losses: Option<Private<Tensor<1>>>,
     ) -> Result<(), OptimError> {
-        // Refuse before anything is added, so that an error leaves the sums whole.
         let rows = &gradients.rows;
-        let losses = match (&self.loss, losses) {
-            (None, None) => Vec::new(),
-            (Some(_), Some(losses)) => read("losses", losses.into_inner().inner())?,
-            (planned, _) => {
-                return Err(OptimError::LossTelemetry {
-                    planned: planned.is_some(),
-                });
+        let unit_losses = match losses {
+            None => None,
+            Some(losses) => {
+                let losses = read("losses", losses.into_inner().inner())?;
+                same_length("losses", rows.rows(), losses.len())?;
+                let of_unit = |unit: usize| {
+                    let members = rows.unit(unit).iter();
+                    members
+                        .map(|&(row, weight)| f64::from(weight) * losses[row])
+                        .sum()
+                };
+                Some((0..rows.units()).map(of_unit).collect())
             }
         };
-        if self.loss.is_some() {
-            same_length("losses", rows.rows(), losses.len())?;
-        }
+        self.check_losses(rows.units(), unit_losses.as_ref())?;
         self.sum.add(gradients)?;
+        self.add_losses(unit_losses);
+        Ok(())
+    }
+
+    /// As [`Accumulator::add`], for gradients in any form; `losses` has one number per unit.
+    ///
+    /// # Errors
+    /// Those of [`Accumulator::add`] and of the source.
+    pub fn add_units<G: UnitGradients + ?Sized>(
+        &mut self,
+        gradients: &G,
+        losses: Option<Private<Vec<f64>>>,
+    ) -> Result<(), OptimError> {
+        let losses = losses.map(Private::into_inner);
+        self.check_losses(gradients.units(), losses.as_ref())?;
+        self.sum.add_units(gradients)?;
+        self.add_losses(losses);
+        Ok(())
+    }
+
+    /// Refuses losses that do not fit the plan, before anything is added, so that an error leaves the sums whole.
+    fn check_losses(&self, units: usize, losses: Option<&Vec<f64>>) -> Result<(), OptimError> {
+        let planned = self.loss.is_some();
+        if planned != losses.is_some() {
+            return Err(OptimError::LossTelemetry { planned });
+        }
+        losses.map_or(Ok(()), |losses| same_length("losses", units, losses.len()))
+    }
+
+    fn add_losses(&mut self, losses: Option<Vec<f64>>) {
         if let Some(sum) = &mut self.loss {
-            for unit in 0..rows.units() {
-                sum.add(
-                    rows.unit(unit)
-                        .iter()
-                        .map(|&(row, weight)| f64::from(weight) * losses[row])
-                        .sum(),
-                );
+            for loss in losses.into_iter().flatten() {
+                sum.add(loss);
             }
         }
-        Ok(())
     }
 
     /// Adds the noise and divides by the expected batch size.

@@ -9,24 +9,22 @@
 //!   (Casacuberta et al. 2022).
 //! * Noise is rounded to the same grid, so that the release is post-processing of sum plus real-valued noise.
 //!
-//! *Proof that the norm stays at most C.* Let g be a unit's (combined) gradient, d <= 2^32 its coordinates, n its computed
-//! norm. Native: n^2 is a double-precision sum of non-negative terms, so n = |g| (1 + e) with |e| <= (d + 4) 2^-53 < 2^-20. The
-//! factor f = C (1 - 2^-16) / n (or less), the products f g_j and the final division each err by a few 2^-53 relative, and
-//! truncation only shrinks, so the norm of the result is at most C (1 - 2^-16) (1 + 2^-20) (1 + 2^-50) < C. Reference: n^2 is a tree
-//! of sums of 32 terms; in single precision each level errs by at most 32 x 2^-24, so |e| <= 5.5e-6 up to 32^5 coordinates;
-//! factor and products err by 2^-24 each; (1 - 1.52e-5) (1 + 5.5e-6) (1 + 1.2e-7) < 1. A unit that is not scaled has
-//! n <= C (1 - 2^-16) and the same bound holds. If n is not finite the unit is not added at all.
-//!
-//! The grid is 1e-9 of C in a coordinate, far below any noise that protects anyone. With [`crate::Kernel::Reference`] the
-//! sum *inside* one micro-batch is a float sum of the backend, exact only to about units x 2^-24.
+//! `docs/proofs/clipped-sum.md` proves the bound for every implementation of the passes ([`crate::Kernel`]): all of them sum integers
+//! exactly; norms and products are in double precision on the CPU backends and in single precision elsewhere, so the integers
+//! differ between devices by about 1e-7 of C, never between orders, micro-batches or threads. If a unit's norm is not finite
+//! it is not added at all. The grid is 1e-9 of C in a coordinate, far below any noise that protects anyone.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
 use rldp_accounting::Adjacency;
 
+use crate::adaclip::AffineTransform;
 use crate::error::{OptimError, positive, same_length};
 use crate::gradients::{Layout, PerExampleGradients};
 use crate::kernels::Kernel;
 use crate::random::{Random, add_grid_noise};
+use crate::source::{GridSums, Prepared, UnitGradients};
 
 /// Grid steps per clipping norm (or per bound, for scalar queries).
 pub(crate) const GRID: f64 = (1_u64 << 30) as f64;
@@ -34,6 +32,12 @@ pub(crate) const GRID: f64 = (1_u64 << 30) as f64;
 /// Clipping aims at C (1 - 2^-16): covers the rounding of norms summed in single precision (5.5e-6 relative), of the scale
 /// and of the product, so that the clipped norm is at most C on every backend. The bias is far below the noise.
 pub(crate) const SLACK: f64 = 1.0 / 65536.0;
+
+/// Most units of one sum: with the noise they stay within 56 bits, which two 32-bit limbs and every float sum of theirs hold.
+const MOST_UNITS: usize = 1 << 23;
+
+/// Clipping norms lie between this and its inverse, so that all arithmetic in single precision stays in range.
+const SMALLEST_NORM: f64 = 1.0 / (1_u128 << 80) as f64;
 
 /// How a unit's gradient is scaled.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -60,9 +64,15 @@ impl Clip {
     /// A checked clipping function.
     ///
     /// # Errors
-    /// A norm that is not positive and finite, or a negative stability.
+    /// A norm outside [2^-80, 2^80], or a negative stability.
     pub fn new(norm: f64, rule: ClipRule) -> Result<Self, OptimError> {
-        positive("a clipping norm", norm)?;
+        if !(SMALLEST_NORM..=1.0 / SMALLEST_NORM).contains(&norm) {
+            return Err(OptimError::OutOfRange {
+                what: "a clipping norm",
+                value: norm,
+                range: "in [2^-80, 2^80]",
+            });
+        }
         if let ClipRule::Normalize { stability } = rule
             && !(stability >= 0.0 && stability.is_finite())
         {
@@ -113,8 +123,9 @@ pub struct ClippedSum {
     layout: Layout,
     clips: Vec<Clip>,
     kernel: Option<Kernel>,
-    /// Per group, all tensors one after the other, in grid units.
-    sums: Vec<Vec<i64>>,
+    transforms: Option<Arc<[AffineTransform]>>,
+    sums: GridSums,
+    units: usize,
     /// Per group, clipped units minus unclipped ones.
     clip_balance: Vec<i64>,
 }
@@ -130,15 +141,13 @@ impl ClippedSum {
         }
         same_length("clipping norms", layout.groups.len(), clips.len())?;
         Ok(Self {
-            sums: layout
-                .groups
-                .iter()
-                .map(|group| vec![0; group.dimension()])
-                .collect(),
+            sums: GridSums::new(layout),
             clip_balance: vec![0; clips.len()],
+            units: 0,
             layout: layout.clone(),
             clips: clips.to_vec(),
             kernel: None,
+            transforms: None,
         })
     }
 
@@ -149,6 +158,23 @@ impl ClippedSum {
         self
     }
 
+    /// Clips in the coordinates of these transforms, one per group, and turns the release back.
+    ///
+    /// # Errors
+    /// Not one transform per group with the group's number of coordinates.
+    pub fn with_transforms(
+        mut self,
+        transforms: Arc<[AffineTransform]>,
+    ) -> Result<Self, OptimError> {
+        same_length("transforms", self.layout.groups.len(), transforms.len())?;
+        for (group, transform) in self.layout.groups.iter().zip(transforms.iter()) {
+            let (expected, found) = (group.dimension(), transform.dimension());
+            same_length("coordinates of a transform", expected, found)?;
+        }
+        self.transforms = Some(transforms);
+        Ok(self)
+    }
+
     /// Clips every unit of a micro-batch and adds it.
     ///
     /// # Guarantee
@@ -156,56 +182,77 @@ impl ClippedSum {
     /// not finite, in any group, contributes zero to all groups and counts as clipped.
     ///
     /// # Errors
-    /// Shapes that are not the layout's; a device that cannot be read.
+    /// Shapes that are not the layout's; a device that cannot be read; more than 2^23 units.
     pub fn add(&mut self, gradients: &PerExampleGradients) -> Result<(), OptimError> {
         self.layout.check(gradients)?;
-        let units = gradients.rows.units();
-        if units == 0 {
+        if gradients.rows.units() == 0 {
             return Ok(());
         }
-        let mut norms = Vec::with_capacity(gradients.groups.len());
-        for group in &gradients.groups {
-            let mut squares = vec![0.0; units];
-            for tensor in &group.tensors {
-                let kernel = self.kernel_for(tensor);
-                for (sum, square) in squares
-                    .iter_mut()
-                    .zip(kernel.squared_norms(tensor, &gradients.rows)?)
-                {
-                    *sum += square;
-                }
-            }
-            norms.push(squares.into_iter().map(f64::sqrt).collect::<Vec<f64>>());
-        }
-        let sound: Vec<bool> = (0..units)
-            .map(|unit| norms.iter().all(|norms| norms[unit].is_finite()))
-            .collect();
-        for (index, group) in gradients.groups.iter().enumerate() {
-            let clip = self.clips[index];
-            let mut factors = Vec::with_capacity(units);
-            for (&norm, &sound) in norms[index].iter().zip(&sound) {
-                factors.push(if sound { clip.factor(norm) } else { 0.0 });
-                self.clip_balance[index] += if sound && norm <= clip.norm { -1 } else { 1 };
-            }
-            let mut start = 0;
-            for tensor in &group.tensors {
-                let end = start + tensor.dims()[1];
-                let kernel = self.kernel_for(tensor);
-                kernel.add_scaled(
-                    tensor,
-                    &gradients.rows,
-                    &factors,
-                    &mut self.sums[index][start..end],
-                )?;
-                start = end;
+        match &self.transforms {
+            None => self.add_checked(&Prepared::new(gradients, self.kernel)?),
+            Some(transforms) => {
+                let gradients = gradients.transformed(transforms);
+                self.add_checked(&Prepared::new(&gradients, self.kernel)?)
             }
         }
-        Ok(())
     }
 
-    fn kernel_for(&self, tensor: &Tensor<2>) -> Kernel {
-        self.kernel
-            .unwrap_or_else(|| Kernel::for_device(&tensor.device()))
+    /// As [`ClippedSum::add`], for gradients in any form.
+    ///
+    /// # Guarantee
+    /// That of [`ClippedSum::add`], if the source keeps the guarantees of [`UnitGradients`].
+    ///
+    /// # Errors
+    /// Shapes that are not the layout's; errors of the source; more than 2^23 units; [`OptimError::TransformedSource`].
+    pub fn add_units<G: UnitGradients + ?Sized>(
+        &mut self,
+        gradients: &G,
+    ) -> Result<(), OptimError> {
+        self.layout.check_layout(&gradients.layout())?;
+        if self.transforms.is_some() {
+            return Err(OptimError::TransformedSource);
+        }
+        if gradients.units() == 0 {
+            return Ok(());
+        }
+        self.add_checked(gradients)
+    }
+
+    fn add_checked<G: UnitGradients + ?Sized>(&mut self, gradients: &G) -> Result<(), OptimError> {
+        let units = gradients.units();
+        if self.units + units > MOST_UNITS {
+            return Err(OptimError::TooLarge {
+                what: "units in one sum",
+                most: MOST_UNITS,
+            });
+        }
+        let squares = gradients.squared_norms()?;
+        same_length("groups of norms", self.clips.len(), squares.len())?;
+        for squares in &squares {
+            same_length("norms of a group", units, squares.len())?;
+        }
+        let sound: Vec<bool> = (0..units)
+            .map(|unit| squares.iter().all(|squares| squares[unit].is_finite()))
+            .collect();
+        let mut factors = Vec::with_capacity(squares.len());
+        let mut balance = self.clip_balance.clone();
+        for ((clip, squares), balance) in self.clips.iter().zip(&squares).zip(&mut balance) {
+            factors.push(
+                squares
+                    .iter()
+                    .zip(&sound)
+                    .map(|(square, &sound)| {
+                        let norm = square.sqrt();
+                        *balance += if sound && norm <= clip.norm { -1 } else { 1 };
+                        if sound { clip.factor(norm) } else { 0.0 }
+                    })
+                    .collect::<Vec<f64>>(),
+            );
+        }
+        gradients.add_scaled(&factors, &mut self.sums)?;
+        self.clip_balance = balance;
+        self.units += units;
+        Ok(())
     }
 
     /// Adds noise of standard deviation `noise_multipliers[l] * C_l` to every coordinate of group l and divides by `divisor`.
@@ -237,33 +284,34 @@ impl ClippedSum {
             .layout
             .groups
             .into_iter()
-            .zip(self.sums)
+            .zip(self.sums.into_groups())
             .zip(self.clips)
-            .zip(noise_multipliers);
-        Ok(groups
-            .map(|(((group, mut sum), clip), &sigma)| {
-                add_grid_noise(&mut sum, sigma * GRID, random);
+            .zip(noise_multipliers)
+            .enumerate();
+        groups
+            .map(|(index, (((group, sums), clip), &sigma))| {
+                let transform = self.transforms.as_ref().map(|all| &all[index]);
+                let mut noise = vec![0; group.dimension()];
+                add_grid_noise(&mut noise, sigma * GRID, random);
                 let step = clip.norm / GRID / divisor;
                 let mut start = 0;
-                let gradients = group
-                    .widths
-                    .iter()
-                    .map(|&width| {
-                        let values: Vec<f32> = sum[start..start + width]
-                            .iter()
-                            .map(|&value| (value as f64 * step) as f32)
-                            .collect();
-                        start += width;
-                        Tensor::from_data(TensorData::new(values, [width]), &device)
-                    })
-                    .collect();
-                NoisyGroup {
+                let mut gradients = Vec::with_capacity(sums.len());
+                for (sum, &width) in sums.into_iter().zip(&group.widths) {
+                    let noisy = sum.release(&noise[start..start + width], step, &device)?;
+                    gradients.push(match transform {
+                        Some(transform) => transform.invert(noisy, start),
+                        None => noisy,
+                    });
+                    start += width;
+                }
+                let scale = transform.map_or(1.0, AffineTransform::root_mean_square);
+                Ok(NoisyGroup {
                     name: group.name,
                     gradients,
-                    noise_std: sigma * clip.norm / divisor,
-                }
+                    noise_std: scale * sigma * clip.norm / divisor,
+                })
             })
-            .collect())
+            .collect()
     }
 
     /// Per group, clipped units minus unclipped ones.
@@ -275,10 +323,14 @@ impl ClippedSum {
     #[cfg(test)]
     pub(crate) fn raw(&self, group: usize) -> Vec<f64> {
         let step = self.clips[group].norm / GRID;
-        self.sums[group]
-            .iter()
-            .map(|&value| value as f64 * step)
-            .collect()
+        let sums = self.integers(group).into_iter();
+        sums.map(|value| value as f64 * step).collect()
+    }
+
+    /// The raw sums in grid units.
+    #[cfg(test)]
+    pub(crate) fn integers(&self, group: usize) -> Vec<i64> {
+        self.sums.raw(group, &self.layout.groups[group].widths)
     }
 }
 
@@ -303,6 +355,6 @@ pub struct NoisyGroup {
     pub name: String,
     /// Noisy sums over the divisor, one flat tensor for each tensor of the group.
     pub gradients: Vec<Tensor<1>>,
-    /// Standard deviation of the noise in each coordinate.
+    /// Standard deviation of the noise in each coordinate; with a transform, the root mean square over the coordinates.
     pub noise_std: f64,
 }

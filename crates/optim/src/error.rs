@@ -38,6 +38,26 @@ pub enum OptimError {
         /// Actual rows and coordinates.
         found: [usize; 2],
     },
+    /// A gradient tensor has another number of coordinates than the layout promised.
+    #[error("tensor {tensor} of group `{group}` has {found} coordinates; expected {expected}")]
+    WidthMismatch {
+        /// The group's name.
+        group: String,
+        /// Position of the tensor in its group.
+        tensor: usize,
+        /// Expected coordinates.
+        expected: usize,
+        /// Actual coordinates.
+        found: usize,
+    },
+    /// More than an implementation can count exactly.
+    #[error("too many {what}; at most {most}")]
+    TooLarge {
+        /// What there is too much of.
+        what: &'static str,
+        /// The most there may be.
+        most: usize,
+    },
     /// A group's name does not match the layout: groups must come in one fixed order.
     #[error("group {index} is `{found}`; the layout has `{expected}` there")]
     GroupMismatch {
@@ -57,6 +77,48 @@ pub enum OptimError {
         /// Whether the plan pays for a loss.
         planned: bool,
     },
+    /// A sampled unit is not in the table.
+    #[error("a sampled unit is not among the {units} of the table")]
+    UnknownUnit {
+        /// Units of the table.
+        units: usize,
+    },
+    /// A privacy unit has more rows than a micro-batch; they must be clipped together.
+    #[error("a privacy unit has more rows than the {rows} of a micro-batch")]
+    UnitTooLarge {
+        /// Rows of a micro-batch.
+        rows: usize,
+    },
+    /// A micro-batch was sampled for another step, or for none.
+    #[error("this micro-batch was not sampled for this step")]
+    ForeignMicroBatch,
+    /// A step was to be released before all its micro-batches were added.
+    #[error("a micro-batch of this step has not been added")]
+    MissingMicroBatch,
+    /// A trainable parameter has no leading dimension of one to expand.
+    #[error(
+        "a trainable parameter of shape {shape:?} has no leading dimension of one that could be expanded to one copy per example"
+    )]
+    NotExpandable {
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// The loss does not depend on a parameter that is to be trained.
+    #[error("the loss does not depend on a parameter of shape {shape:?} in group `{group}`")]
+    NoGradient {
+        /// The parameter's group.
+        group: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// A plan with transforms needs per-example gradients in memory.
+    #[error(
+        "a plan with transforms clips per-example gradients in memory, not those of another source"
+    )]
+    TransformedSource,
+    /// A plan without transforms has nothing for AdaClip to learn.
+    #[error("the plan has no transforms")]
+    NoTransforms,
     /// A parameter has more dimensions than this crate can hand to an optimizer.
     #[error("a parameter has {rank} dimensions; at most {most} are supported")]
     Rank {

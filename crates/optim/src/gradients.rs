@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
+use crate::adaclip::AffineTransform;
 use crate::error::{OptimError, same_length};
+use crate::kernels::combined_units;
 
 /// The gradients of one clipping group: tensors of shape `[rows, coordinates]`, one row per example.
 ///
@@ -89,6 +91,33 @@ impl PerExampleGradients {
         }
     }
 
+    /// Every unit's gradient in the coordinates of the groups' transforms, one row a unit.
+    pub(crate) fn transformed(&self, transforms: &[AffineTransform]) -> Self {
+        let groups = self.groups.iter().zip(transforms);
+        let groups = groups
+            .map(|(group, transform)| {
+                let mut start = 0;
+                let tensors = group.tensors.iter();
+                GroupGradients {
+                    name: group.name.clone(),
+                    tensors: tensors
+                        .map(|tensor| {
+                            let units = combined_units(tensor, &self.rows);
+                            let width = units.dims()[1];
+                            let units = transform.apply(units, start);
+                            start += width;
+                            units
+                        })
+                        .collect(),
+                }
+            })
+            .collect();
+        Self {
+            groups,
+            rows: RowMap::one_each(self.rows.units()),
+        }
+    }
+
     /// The shapes, which are public.
     #[must_use]
     pub fn layout(&self) -> Layout {
@@ -148,8 +177,13 @@ impl Layout {
 
     /// Refuses gradients of another shape.
     pub(crate) fn check(&self, gradients: &PerExampleGradients) -> Result<(), OptimError> {
-        same_length("gradient groups", self.groups.len(), gradients.groups.len())?;
-        for (index, (own, group)) in self.groups.iter().zip(&gradients.groups).enumerate() {
+        self.check_layout(&gradients.layout())
+    }
+
+    /// Refuses another layout.
+    pub(crate) fn check_layout(&self, found: &Self) -> Result<(), OptimError> {
+        same_length("gradient groups", self.groups.len(), found.groups.len())?;
+        for (index, (own, group)) in self.groups.iter().zip(&found.groups).enumerate() {
             if own.name != group.name {
                 return Err(OptimError::GroupMismatch {
                     index,
@@ -160,15 +194,14 @@ impl Layout {
             same_length(
                 "tensors of a gradient group",
                 own.widths.len(),
-                group.tensors.len(),
+                group.widths.len(),
             )?;
-            for (tensor, (&width, found)) in own.widths.iter().zip(&group.tensors).enumerate() {
-                let found = found.dims();
-                if found[1] != width {
-                    return Err(OptimError::ShapeMismatch {
+            for (tensor, (&expected, &found)) in own.widths.iter().zip(&group.widths).enumerate() {
+                if found != expected {
+                    return Err(OptimError::WidthMismatch {
                         group: own.name.clone(),
                         tensor,
-                        expected: [gradients.rows.rows(), width],
+                        expected,
                         found,
                     });
                 }
@@ -277,6 +310,16 @@ impl RowMap {
     pub(crate) fn unit(&self, unit: usize) -> &[(usize, f32)] {
         let range: Range<usize> = self.offsets[unit]..self.offsets[unit + 1];
         &self.members[range]
+    }
+
+    /// Where each unit's members begin and end, and the members' rows and weights.
+    #[cfg(feature = "cube")]
+    pub(crate) fn as_columns(&self) -> (Vec<u32>, Vec<u32>, Vec<f32>) {
+        (
+            self.offsets.iter().map(|&offset| offset as u32).collect(),
+            self.members.iter().map(|&(row, _)| row as u32).collect(),
+            self.members.iter().map(|&(_, weight)| weight).collect(),
+        )
     }
 
     /// Whether unit `u` is row `u` with weight one, for every unit.

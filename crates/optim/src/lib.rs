@@ -8,28 +8,41 @@
 #![doc = include_str!("../README.md")]
 
 mod accumulate;
+mod adaclip;
 pub mod clip;
 mod error;
+mod expand;
 pub mod ghost;
 mod gradients;
+mod grouping;
 mod kernels;
+mod micro_batch;
 mod optimizer;
 mod plan;
 mod private;
 pub mod query;
 pub mod random;
 mod sampling;
+pub mod source;
 mod steered_adam;
+mod step;
 #[cfg(test)]
 mod tests;
 
 pub use accumulate::{Accumulator, ClippedFractions, MeanLoss, ReleasedGroup, StepRelease};
+pub use adaclip::{AdaClip, AdaClipOptions, AffineTransform};
+pub use clip::{Clip, ClipRule};
 pub use error::OptimError;
+pub use expand::{ExampleGradients, ExampleLinear, Expansion, GradientSource, OneByOne, expand};
 pub use gradients::{GroupGradients, GroupLayout, Layout, PerExampleGradients, RowMap};
+pub use grouping::Grouping;
 pub use kernels::Kernel;
+pub use micro_batch::{MicroBatch, UnitRows};
 pub use optimizer::{DpOptimizer, ParameterGroups, ParameterSlot, register};
 pub use plan::{StepPlan, Telemetry};
 pub use private::{Private, Released};
 pub use random::{Random, SecureRandom, SeededRandom};
 pub use sampling::PoissonSampler;
+pub use source::UnitGradients;
 pub use steered_adam::{Beta1, SteeredAdam, SteeredAdamState};
+pub use step::{Accountant, Step};

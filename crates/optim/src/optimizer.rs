@@ -40,9 +40,20 @@ impl ParameterGroups {
     /// All trainable float parameters of a module in one group: flat clipping.
     #[must_use]
     pub fn flat<M: Module>(name: impl Into<String>, module: &M) -> Self {
-        let mut slots = Slots(Vec::new());
-        module.visit(&mut slots);
-        Self::new().with(name, slots.0)
+        Self::each([(name, module)])
+    }
+
+    /// All trainable float parameters of each of these modules (the layers of a network, say) in a group of its own.
+    #[must_use]
+    pub fn each<'a, N: Into<String>, M: Module + 'a>(
+        modules: impl IntoIterator<Item = (N, &'a M)>,
+    ) -> Self {
+        let modules = modules.into_iter();
+        modules.fold(Self::new(), |groups, (name, module)| {
+            let mut slots = Slots(Vec::new());
+            module.visit(&mut slots);
+            groups.with(name, slots.0)
+        })
     }
 
     /// The groups' names and slots.

@@ -1,11 +1,19 @@
 //! One object that couples sampling, clipping, noise and the accountant's event.
 
+use std::sync::Arc;
+
 use rldp_accounting::effective::{effective_noise_multiplier, split};
 use rldp_accounting::ledger::Event;
 use rldp_accounting::{Adjacency, Segment};
 
+use crate::adaclip::AffineTransform;
 use crate::clip::{Clip, ClipRule, check_noise_multiplier};
 use crate::error::{OptimError, positive, same_length};
+use crate::gradients::Layout;
+use crate::micro_batch::{MicroBatch, UnitRows};
+use crate::random::Random;
+use crate::sampling::PoissonSampler;
+use crate::step::Step;
 
 /// What a step pays to tell its controller beside the gradient: shares of the step's precision `1 / sigma_eff^2`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,6 +56,7 @@ pub struct StepPlan {
     rule: ClipRule,
     weights: Vec<f64>,
     telemetry: Telemetry,
+    transforms: Option<Arc<[AffineTransform]>>,
     group_noise_multipliers: Vec<f64>,
     clip_count_noise: Option<f64>,
     loss_noise_multiplier: Option<f64>,
@@ -90,6 +99,7 @@ impl StepPlan {
             rule: ClipRule::Threshold,
             weights: vec![1.0; clipping_norms.len()],
             telemetry: Telemetry::NONE,
+            transforms: None,
             group_noise_multipliers: Vec::new(),
             clip_count_noise: None,
             loss_noise_multiplier: None,
@@ -124,6 +134,22 @@ impl StepPlan {
         Clip::new(1.0, rule)?;
         self.rule = rule;
         Ok(self)
+    }
+
+    /// The same plan in coordinates of one's own, one transform per group. Clipping norms then bound the *transformed* gradients.
+    ///
+    /// # Errors
+    /// Not one transform per group.
+    pub fn with_transforms(mut self, transforms: Vec<AffineTransform>) -> Result<Self, OptimError> {
+        same_length("transforms", self.clipping_norms.len(), transforms.len())?;
+        self.transforms = Some(transforms.into());
+        Ok(self)
+    }
+
+    /// The transforms, if any.
+    #[must_use]
+    pub fn transforms(&self) -> Option<&Arc<[AffineTransform]>> {
+        self.transforms.as_ref()
     }
 
     /// Computes the noise of every part from the effective noise multiplier.
@@ -245,13 +271,57 @@ impl StepPlan {
         self.loss_noise_multiplier
     }
 
-    /// How far one changed unit can move the clipped sum of a group; `None` for a group that does not exist.
+    /// How far one changed unit can move all groups' clipped sums together: `sqrt(sum_l C_l^2)`, twice that if a unit is replaced.
+    ///
+    /// It is the sensitivity of the whole only for equal noise in all groups; with the groups' own noise the accountant needs
+    /// [`StepPlan::noise_multiplier`].
+    #[must_use]
+    pub fn total_sensitivity(&self, adjacency: Adjacency) -> f64 {
+        let squares = (0..self.clipping_norms.len())
+            .filter_map(|group| self.sensitivity(group, adjacency))
+            .map(|sensitivity| sensitivity * sensitivity);
+        squares.sum::<f64>().sqrt()
+    }
+
+    /// How far one changed unit can move the clipped sum of a group (of transformed gradients, if the plan has transforms); `None` for a group that does not exist.
     #[must_use]
     pub fn sensitivity(&self, group: usize, adjacency: Adjacency) -> Option<f64> {
         let norm = *self.clipping_norms.get(group)?;
         Clip::new(norm, self.rule)
             .ok()
             .map(|clip| clip.sensitivity(adjacency))
+    }
+
+    /// A sampler with the plan's rate over the plan's population.
+    ///
+    /// # Errors
+    /// None for a plan that was built.
+    pub fn sampler(&self) -> Result<PoissonSampler, OptimError> {
+        self.sampler_over(self.population)
+    }
+
+    /// A sampler with the plan's rate over the units that are really there. Their number may differ from the public one, which
+    /// the sums are divided by all the same.
+    ///
+    /// # Errors
+    /// None for a plan that was built.
+    pub fn sampler_over(&self, units: usize) -> Result<PoissonSampler, OptimError> {
+        PoissonSampler::new(units, self.sampling_rate)
+    }
+
+    /// Samples the batch of step `number` from a table's units, and lays it out in micro-batches of `rows` rows.
+    ///
+    /// # Errors
+    /// Not one clipping norm per group of the layout; a unit with more rows than a micro-batch.
+    pub fn begin(
+        &self,
+        number: u64,
+        layout: &Layout,
+        table: &UnitRows,
+        rows: usize,
+        random: &mut dyn Random,
+    ) -> Result<(Step, Vec<MicroBatch>), OptimError> {
+        Step::begin(self, number, layout, table, rows, random)
     }
 
     /// What an accountant must be told about `steps` steps of this plan.

@@ -5,35 +5,36 @@
 /// It can be made by anyone and read by no one: only the mechanisms of this crate consume it.
 ///
 /// # Guarantee
-/// There is no `Debug`, `Display`, `Clone`, `Serialize` or `Deref`, no accessor and no arithmetic. None of these compile:
+/// There is no `Debug`, `Display`, `Clone`, `Serialize` or `Deref`, no accessor and no arithmetic (the crate's tests check the absence of every
+/// such trait). None of these compile:
 ///
-/// ```compile_fail
+/// ```compile_fail,E0277
 /// println!("{:?}", rldp_optim::Private::new(1.0_f64));
 /// ```
-/// ```compile_fail
+/// ```compile_fail,E0277
 /// println!("{}", rldp_optim::Private::new(1.0_f64));
 /// ```
-/// ```compile_fail
+/// ```compile_fail,E0614
 /// let one = rldp_optim::Private::new(1.0_f64);
 /// let _raw: f64 = *one;
 /// ```
-/// ```compile_fail
+/// ```compile_fail,E0616
 /// let one = rldp_optim::Private::new(1.0_f64);
 /// let _raw: f64 = one.0;
 /// ```
-/// ```compile_fail
+/// ```compile_fail,E0624
 /// let one = rldp_optim::Private::new(1.0_f64);
 /// let _raw: f64 = one.into_inner();
 /// ```
-/// ```compile_fail
+/// ```compile_fail,E0599
 /// let one = rldp_optim::Private::new(1.0_f64);
 /// let _two = one.clone();
 /// ```
-/// ```compile_fail
+/// ```compile_fail,E0277
 /// fn write<T: serde::Serialize>(_: T) {}
 /// write(rldp_optim::Private::new(1.0_f64));
 /// ```
-/// ```compile_fail
+/// ```compile_fail,E0369
 /// let _bigger = rldp_optim::Private::new(1.0_f64) > rldp_optim::Private::new(0.0_f64);
 /// ```
 /// A mechanism consumes it:
@@ -62,10 +63,10 @@ impl<T> Private<T> {
 /// A value that a mechanism released: noise has been added, and it may be logged, stored and acted on.
 ///
 /// Only this crate's mechanisms make one:
-/// ```compile_fail
+/// ```compile_fail,E0624
 /// let _forged = rldp_optim::Released::new(1.0_f64);
 /// ```
-/// ```compile_fail
+/// ```compile_fail,E0451
 /// let _forged = rldp_optim::Released { value: 1.0_f64 };
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]

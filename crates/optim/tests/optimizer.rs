@@ -1,12 +1,16 @@
 //! Any Burn optimizer, moved by releases alone.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use burn::module::Param;
 use burn::nn::{Linear, LinearConfig};
-use burn::optim::{AdamConfig, SgdConfig};
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{
+    AdamConfig, AdamWConfig, GradientsParams, LionConfig, ModuleOptimizer, MuonConfig, SgdConfig,
+};
 use burn::tensor::{Device, Tensor};
 use rldp_optim::{
-    Accumulator, DpOptimizer, GroupGradients, ParameterGroups, PerExampleGradients, RowMap,
-    SecureRandom, SeededRandom, StepPlan,
+    Accumulator, DpOptimizer, GroupGradients, ParameterGroups, ParameterSlot, PerExampleGradients,
+    RowMap, SecureRandom, SeededRandom, StepPlan,
 };
 
 // The ndarray backend is deprecated upstream; while it exists it is the second opinion.
@@ -133,4 +137,87 @@ fn a_release_of_other_groups_is_refused() {
         .release(&mut SeededRandom::new(1), &device)
         .unwrap();
     assert!(optimizer.step(0.1, model, &release).is_err());
+}
+
+fn every_optimizer() -> Vec<(&'static str, ModuleOptimizer)> {
+    let momentum = MomentumConfig::new().with_momentum(0.9);
+    vec![
+        ("AdamW", AdamWConfig::new().init()),
+        (
+            "SGD with momentum",
+            SgdConfig::new().with_momentum(Some(momentum)).init(),
+        ),
+        ("Lion", LionConfig::new().init()),
+        ("Muon", MuonConfig::new().init()),
+    ]
+}
+
+/// Any optimizer, stateful or not, moves the parameters as it would if the released mean were an ordinary gradient, and takes a task
+/// to its end: a linear map, learned from gradients accumulated over micro-batches.
+#[test]
+fn every_optimizer_steps_on_releases() {
+    for (device_name, device) in devices() {
+        for (name, optimizer) in every_optimizer() {
+            let what = format!("{device_name} {name}");
+            let target = Tensor::<2>::from_floats([[0.8, -0.5], [0.1, 0.4], [-0.6, 0.2]], &device);
+            let inputs = Tensor::<2>::from_data(
+                burn::tensor::TensorData::new(
+                    (0..60)
+                        .map(|i| (i * 37 % 23) as f32 / 11.0 - 1.0)
+                        .collect::<Vec<f32>>(),
+                    [20, 3],
+                ),
+                &device,
+            );
+            // Muon takes matrices only: the weight alone, a bias of zero.
+            let mut model = LinearConfig::new(3, 2)
+                .with_bias(false)
+                .init(&device.clone().autodiff());
+            let slot = ParameterSlot {
+                id: model.weight.id,
+                shape: vec![3, 2],
+            };
+            let groups = ParameterGroups::new().with("weight", vec![slot]);
+            let mut private = DpOptimizer::new(optimizer.clone(), groups.clone());
+            let (mut twin, mut plain) = (model.clone(), optimizer);
+            let plan = StepPlan::new(1.0, 20, 0.01, &[10.0]).unwrap();
+            let mut random = SeededRandom::new(5);
+            let mut losses = Vec::new();
+            for _ in 0..150 {
+                let errors = inputs
+                    .clone()
+                    .matmul(model.weight.val().inner() - target.clone());
+                losses.push(errors.clone().powi_scalar(2).mean().into_scalar::<f64>());
+                let mut step = Accumulator::begin(&plan, &private.layout()).unwrap();
+                for start in [0, 8, 16] {
+                    let rows = if start == 16 { 4 } else { 8 };
+                    let x = inputs
+                        .clone()
+                        .slice([start..start + rows, 0..3])
+                        .unsqueeze_dim::<3>(2);
+                    let error = errors
+                        .clone()
+                        .slice([start..start + rows, 0..2])
+                        .unsqueeze_dim::<3>(1);
+                    let group = GroupGradients::new("weight").with(x.matmul(error));
+                    let gradients = PerExampleGradients::new(vec![group], RowMap::one_each(rows));
+                    step.add(&gradients.unwrap(), None).unwrap();
+                }
+                let release = step.release(&mut random, &device).unwrap();
+                model = private.step(0.02, model, &release).unwrap();
+                let mut gradients = GradientsParams::new();
+                let mean = release.groups[0].gradients[0].clone().reshape([3, 2]);
+                gradients.register(twin.weight.id, mean);
+                twin = plain.step(0.02, twin, gradients);
+                let values = |weight: &Param<Tensor<2>>| weight.val().into_data();
+                assert_eq!(values(&model.weight), values(&twin.weight), "{what}");
+            }
+            let last = losses[140..].iter().sum::<f64>() / 10.0;
+            assert!(
+                last < 0.02 && last < losses[0] / 10.0,
+                "{what}: {} -> {last}",
+                losses[0]
+            );
+        }
+    }
 }

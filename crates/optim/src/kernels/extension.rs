@@ -1,5 +1,8 @@
 //! The passes as operations of a Burn backend extension.
 
+// NdArray is on its way out of Burn, but the second implementation that our tests compare with.
+#![cfg_attr(feature = "ndarray", allow(deprecated))]
+
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension, tensor::FloatTensor};
 use burn::tensor::{Device, Tensor};
 
@@ -19,18 +22,37 @@ pub(crate) trait PerExampleOps: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// Whether the device's backend implements the extension; calling it on another would panic.
-pub(super) fn supports(device: &Device) -> bool {
+/// What our kernels can do with a device.
+pub(super) enum Family {
+    /// Its memory is the host's.
+    #[cfg_attr(
+        not(any(feature = "flex", feature = "ndarray")),
+        expect(dead_code, reason = "no CPU backend is compiled in")
+    )]
+    Host,
+    /// It runs CubeCL kernels.
+    #[cfg_attr(
+        not(feature = "cube"),
+        expect(dead_code, reason = "no Cube backend is compiled in")
+    )]
+    Cube,
+    /// Only tensor operations: calling an extension there would panic.
+    Other,
+}
+
+pub(super) fn family(device: &Device) -> Family {
     match device.clone().inner().as_dispatch() {
         #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => true,
+        DispatchDevice::Flex(_) => Family::Host,
         #[cfg(feature = "ndarray")]
-        DispatchDevice::NdArray(_) => true,
+        DispatchDevice::NdArray(_) => Family::Host,
+        #[cfg(feature = "cube")]
+        DispatchDevice::Cube(_) => Family::Cube,
         #[allow(
             unreachable_patterns,
             reason = "other variants exist with other features"
         )]
-        _ => false,
+        _ => Family::Other,
     }
 }
 
@@ -91,8 +113,6 @@ mod flex {
 }
 
 #[cfg(feature = "ndarray")]
-// The backend is on its way out of Burn, but it is the second implementation that our tests compare with.
-#[allow(deprecated)]
 mod ndarray {
     use burn::backend::{NdArray, TensorMetadata, ops::FloatTensorOps, tensor::FloatTensor};
     use burn::tensor::TensorData;

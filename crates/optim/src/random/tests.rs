@@ -67,6 +67,26 @@ fn grid_noise_is_the_rounded_normal() {
     }
 }
 
+/// Noise over the grid of a release: it follows the normal law, not only in its variance.
+#[test]
+fn grid_noise_follows_the_normal_law() {
+    let deviation = 2_f64.powi(30) * 1.1;
+    let mut sums = vec![0_i64; 300_001];
+    add_grid_noise(&mut sums, deviation, &mut SecureRandom::new().unwrap());
+    let noise: Vec<f64> = sums.iter().map(|&sum| sum as f64 / deviation).collect();
+    let law = Normal::standard();
+    assert_follows("grid noise", &noise, |x| law.cdf(x));
+    // All grid points are reached alike: the last bits are fair coins.
+    for bit in 0..16 {
+        let ones = sums.iter().filter(|&&sum| sum >> bit & 1 == 1).count() as u64;
+        let law = Binomial::new(0.5, sums.len() as u64).unwrap();
+        assert!(
+            law.cdf(ones) > FALSE_ALARM && law.sf(ones) > FALSE_ALARM,
+            "bit {bit}: {ones}"
+        );
+    }
+}
+
 #[test]
 fn two_calls_never_share_noise() {
     let mut random = SeededRandom::new(3);
@@ -74,6 +94,63 @@ fn two_calls_never_share_noise() {
         standard_normals(&mut random, 8),
         standard_normals(&mut random, 8)
     );
+}
+
+/// Instances (new runs and resumed ones), calls (steps and groups), chunks (threads) and threads that draw at the same time: no two
+/// neighbouring values ever come again. By chance they would with probability below 1e-15.
+#[test]
+fn no_stream_is_ever_repeated() {
+    let draw = || {
+        let mut random = SecureRandom::new().unwrap();
+        let mut values = vec![random.child_key().map(f64::from).iter().sum()];
+        for count in [1, 2, 4096, 4097, 3 * 4096, 9000] {
+            values.extend(standard_normals(&mut random, count));
+            let mut sums = vec![0; count];
+            add_grid_noise(&mut sums, 2_f64.powi(45), &mut random);
+            values.extend(sums.into_iter().map(|sum| sum as f64));
+        }
+        values
+    };
+    let runs: Vec<Vec<f64>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|_| scope.spawn(move || [draw(), draw()]))
+            .collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    let mut pairs: Vec<[u64; 2]> = runs
+        .iter()
+        .flat_map(|run| {
+            run.windows(2)
+                .map(|pair| [pair[0].to_bits(), pair[1].to_bits()])
+        })
+        .collect();
+    let count = pairs.len();
+    assert!(count > 400_000);
+    pairs.sort_unstable();
+    pairs.dedup();
+    assert_eq!(pairs.len(), count);
+}
+
+/// Chunks, not threads, own the streams.
+#[test]
+fn noise_does_not_depend_on_the_number_of_threads() {
+    let noise = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(|| {
+            let mut sums = vec![0; 50_000];
+            add_grid_noise(&mut sums, 1e9, &mut SeededRandom::new(9));
+            sums
+        })
+    };
+    let one = noise(1);
+    assert_eq!(one, noise(3));
+    assert_eq!(one, noise(7));
 }
 
 /// The seeded stream is part of the interface: a change here makes old runs irreproducible and belongs into the changelog.

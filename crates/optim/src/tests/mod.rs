@@ -1,20 +1,25 @@
 #![allow(clippy::unwrap_used)]
 
+mod adaclip;
 mod clipping;
 mod conformance;
+mod kernels;
+mod parts;
+mod private;
 mod sampling;
 pub(crate) mod statistics;
 mod step;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
+use crate::kernels::Units;
 use crate::{GroupGradients, Kernel, PerExampleGradients, RowMap};
 
-/// Every compiled-in CPU device with every kernel.
+/// Every compiled-in device with its own kernel and with the reference.
 pub(crate) fn cases() -> Vec<(&'static str, Device, Kernel)> {
     let mut cases = Vec::new();
     for (name, device) in devices() {
-        cases.push((name, device.clone(), Kernel::Native));
+        cases.push((name, device.clone(), Kernel::for_device(&device)));
         cases.push((name, device, Kernel::Reference));
     }
     cases
@@ -28,7 +33,18 @@ pub(crate) fn devices() -> Vec<(&'static str, Device)> {
         ("flex", Device::flex()),
         #[cfg(feature = "ndarray")]
         ("ndarray", Device::ndarray()),
+        #[cfg(feature = "wgpu")]
+        (
+            "wgpu",
+            Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        ),
     ]
+}
+
+/// Squared norms of one tensor's units by this kernel.
+pub(crate) fn squared_norms(kernel: Kernel, tensor: &Tensor<2>, rows: &RowMap) -> Vec<f64> {
+    let units = Units::new(tensor, rows, Some(kernel)).unwrap();
+    Units::squared_norms(&[units]).unwrap().remove(0)
 }
 
 /// A `[rows, width]` tensor.
