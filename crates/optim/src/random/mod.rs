@@ -10,6 +10,7 @@
 //! Mechanisms never add such a float to a float: they round it to the integer grid on which the clipped sums live (see
 //! [`crate::clip`]), so the release is the rounding of an exact sum plus noise, which is post-processing.
 
+mod box_muller;
 mod generator;
 mod normal;
 #[cfg(test)]

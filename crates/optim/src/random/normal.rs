@@ -5,6 +5,7 @@ use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
 
 use super::Random;
+use super::box_muller::{BLOCK, box_muller, scale_and_round};
 
 /// Coordinates per stream. Fixed, so that a seeded release does not depend on the number of threads.
 const CHUNK: usize = 4096;
@@ -15,9 +16,8 @@ pub fn standard_normals(random: &mut dyn Random, count: usize) -> Vec<f64> {
     let mut normals = vec![0.0; count];
     for_each_chunk(&mut normals, |index, chunk| {
         let mut stream = Stream::new(key, index);
-        for pair in chunk.chunks_mut(2) {
-            let values = stream.pair();
-            pair.copy_from_slice(&values[..pair.len()]);
+        for block in chunk.chunks_mut(BLOCK) {
+            stream.fill(block);
         }
     });
     normals
@@ -46,9 +46,12 @@ pub(crate) fn add_grid_noise(sums: &mut [i64], deviation: f64, random: &mut dyn 
     let key = random.child_key();
     for_each_chunk(sums, |index, chunk| {
         let mut stream = Stream::new(key, index);
-        for pair in chunk.chunks_mut(2) {
-            for (sum, normal) in pair.iter_mut().zip(stream.pair()) {
-                *sum = sum.saturating_add((normal * deviation).round_ties_even() as i64);
+        let mut normals = [0.0; BLOCK];
+        for block in chunk.chunks_mut(BLOCK) {
+            stream.fill(&mut normals[..block.len()]);
+            scale_and_round(&mut normals, deviation);
+            for (sum, &noise) in block.iter_mut().zip(&normals) {
+                *sum = sum.saturating_add(noise as i64);
             }
         }
     });
@@ -64,20 +67,22 @@ impl Stream {
         Self(generator)
     }
 
-    /// Two independent standard normals, each the scaled sum of two Box-Muller normals.
-    fn pair(&mut self) -> [f64; 2] {
-        let (a, b) = (self.box_muller(), self.box_muller());
-        [
-            (a[0] + b[0]) * std::f64::consts::FRAC_1_SQRT_2,
-            (a[1] + b[1]) * std::f64::consts::FRAC_1_SQRT_2,
-        ]
-    }
-
-    fn box_muller(&mut self) -> [f64; 2] {
-        let radius = (-2.0 * libm::log(self.uniform())).max(0.0).sqrt();
-        let turn = (self.0.next_u64() >> 11) as f64 * (1.0 / (1_u64 << 53) as f64);
-        let (sine, cosine) = libm::sincos(std::f64::consts::TAU * turn);
-        [radius * cosine, radius * sine]
+    /// At most a block of independent standard normals, each the scaled sum of two Box-Muller normals.
+    fn fill(&mut self, normals: &mut [f64]) {
+        let (mut uniform, mut turn) = ([1.0; BLOCK], [0.0; BLOCK]);
+        let drawn = 2 * normals.len().div_ceil(2);
+        for (uniform, turn) in uniform.iter_mut().zip(&mut turn).take(drawn) {
+            *uniform = self.uniform();
+            *turn = (self.0.next_u64() >> 11) as f64 * (1.0 / (1_u64 << 53) as f64);
+        }
+        let (first, second) = box_muller(&uniform, &turn);
+        for (pair, values) in normals.chunks_mut(2).enumerate() {
+            let (a, b) = (2 * pair, 2 * pair + 1);
+            let both = [first[a] + first[b], second[a] + second[b]];
+            for (value, sum) in values.iter_mut().zip(both) {
+                *value = sum * std::f64::consts::FRAC_1_SQRT_2;
+            }
+        }
     }
 
     /// Uniform on (0, 1] with 53 significant bits even when small: a fixed 53-bit grid would cut the normal off at 8.6
