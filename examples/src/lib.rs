@@ -5,6 +5,7 @@ pub mod embedded;
 pub mod error;
 pub mod finetune;
 pub mod pretrain;
+pub mod support2;
 
 /// Training allocates and frees large tensors all the time; the system's allocator gives their pages back each time.
 #[global_allocator]
