@@ -124,13 +124,133 @@ fn a_torn_line_is_reported_and_counted() {
         );
         assert!(epsilon.torn);
     }
-    // A resumed run goes on from the last whole line, and says what happened.
-    let (mut writer, _) = LedgerWriter::resume(&path, &header(fixed(100))).unwrap();
-    writer.append(&step(1, 1.0)).unwrap();
+    // A resumed run counts the torn step as spent, says so, and goes on after it.
+    let in_doubt = Ledger::read(&path).unwrap().in_doubt().unwrap();
+    let (mut writer, resumed) =
+        LedgerWriter::resume(&path, &header(fixed(100)), &in_doubt).unwrap();
+    assert_eq!(writer.events(), 3);
+    writer.append(&step(3, 1.0)).unwrap();
     let ledger = Ledger::read(&path).unwrap();
     assert!(ledger.torn.is_none());
-    assert_eq!(ledger.steps(), 2);
+    assert_eq!(ledger.events[..3], resumed.events);
+    assert_eq!(ledger.steps(), 3);
     assert!(matches!(&ledger.events[1], Event::Note { text } if text.contains("torn")));
+}
+
+/// Whatever event is cut wherever: the resumed ledger counts at least that event, and nothing that it cannot have been.
+#[test]
+fn a_line_torn_anywhere_is_over_counted() {
+    let before = [query("validation", 20.0), query("test", 10.0), step(1, 1.0)];
+    let next = [
+        step(2, 1.0),
+        query("validation", 20.0),
+        query("test", 10.0),
+        Event::Note { text: "x".into() },
+    ];
+    for event in next {
+        let (_dir, path) = written(fixed(100), &before);
+        let start = fs::read(&path).unwrap().len();
+        let (mut writer, _) = LedgerWriter::resume(&path, &header(fixed(100)), &[]).unwrap();
+        writer.append(&event).unwrap();
+        let whole = fs::read(&path).unwrap();
+        let spent = |ledger: &Ledger| {
+            let count = |wanted: &str| {
+                ledger
+                    .events
+                    .iter()
+                    .filter(|e| matches!(e, Event::Query { part, .. } if part == wanted))
+                    .count() as u64
+            };
+            [ledger.steps(), count("validation"), count("test")]
+        };
+        let truth = spent(&Ledger::read(&path).unwrap());
+        for length in start + 1..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            let torn = Ledger::read(&path).unwrap();
+            let in_doubt = torn.in_doubt().unwrap();
+            let (_, resumed) = LedgerWriter::resume(&path, &header(fixed(100)), &in_doubt).unwrap();
+            assert_eq!(Ledger::read(&path).unwrap(), resumed);
+            let counted = spent(&resumed);
+            for (counted, truth) in counted.iter().zip(truth) {
+                assert!(
+                    *counted >= truth,
+                    "{event:?} cut at {length}: under-counted"
+                );
+            }
+            // As soon as the line says what it is, nothing else is counted.
+            if length > start + 80 {
+                assert_eq!(counted, truth, "{event:?} cut at {length}");
+            }
+            if (length - start) % 50 != 1 {
+                continue;
+            }
+            // What the torn file reported is what the resumed one reports.
+            let reported = torn.epsilon_upper(1e-5).unwrap();
+            let after = resumed.epsilon_upper(1e-5).unwrap();
+            assert_eq!(reported.overall, after.overall);
+            assert_eq!(reported.training.steps, after.training.steps);
+            assert_eq!(reported.parts, after.parts);
+        }
+        // Bytes that are the beginning of no line may have been anything.
+        fs::write(&path, [&whole[..start], &[0; 7]].concat()).unwrap();
+        assert_eq!(Ledger::read(&path).unwrap().in_doubt().unwrap().len(), 3);
+    }
+}
+
+#[test]
+fn a_seeded_run_is_repeated_and_a_private_one_is_not() {
+    let seeded = Header {
+        private: false,
+        ..header(fixed(100))
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.ledger");
+    let mut writer = LedgerWriter::create(&path, &seeded).unwrap();
+    for number in 1..=3 {
+        writer.append(&step(number, 1.0)).unwrap();
+    }
+    let whole = fs::read(&path).unwrap();
+    let torn = [&whole[..], b"{\"checks"].concat();
+    fs::write(&path, &torn).unwrap();
+    let (mut writer, ledger) = LedgerWriter::repeat(&path, &seeded, 1).unwrap();
+    assert_eq!((ledger.steps(), writer.events()), (1, 1));
+    writer.append(&step(2, 1.0)).unwrap();
+    writer.append(&step(3, 1.0)).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), whole);
+    writer.append(&step(4, 1.0)).unwrap();
+    drop(writer);
+    assert_eq!(Ledger::read(&path).unwrap().steps(), 4);
+    // Another event than before is no repetition, and nothing may follow it.
+    let (mut writer, _) = LedgerWriter::repeat(&path, &seeded, 1).unwrap();
+    assert!(matches!(
+        writer.append(&step(2, 1.5)),
+        Err(AccountingError::LedgerInconsistent { .. })
+    ));
+    assert!(writer.append(&step(3, 1.0)).is_err());
+    assert!(LedgerWriter::repeat(&path, &seeded, 5).is_err());
+    let (_dir, path) = written(fixed(100), &[step(1, 1.0)]);
+    assert!(LedgerWriter::repeat(&path, &header(fixed(100)), 0).is_err());
+}
+
+#[test]
+fn a_resumption_under_other_parameters_names_them() {
+    let (_dir, path) = written(fixed(5), &[]);
+    let mut other = header(fixed(5));
+    other.target = PrivacyTarget::new(4.0, 1e-5).unwrap();
+    other.parameters["population"] = serde_json::json!(999);
+    let error = LedgerWriter::resume(&path, &other, &[])
+        .unwrap_err()
+        .to_string();
+    for named in [
+        "target.epsilon was 8.0 and is now 4.0",
+        "parameters.population was 1000 and is now 999",
+    ] {
+        assert!(error.contains(named), "{error}");
+    }
+    // The time of creation may differ.
+    let mut later = header(fixed(5));
+    later.created = "2027".into();
+    assert!(LedgerWriter::resume(&path, &later, &[]).is_ok());
 }
 
 #[test]
@@ -203,7 +323,7 @@ fn contradictions_are_refused() {
     assert!(is(inconsistent(filter, &[step(0, 0.5)])));
     // A step that claims more noise than its groups and telemetry give is not even written.
     let (_dir, path) = written(fixed(5), &[]);
-    let (mut writer, _) = LedgerWriter::resume(&path, &header(fixed(5))).unwrap();
+    let (mut writer, _) = LedgerWriter::resume(&path, &header(fixed(5)), &[]).unwrap();
     let boast = Event::Step {
         step: 0,
         sampling_rate: 0.05,
@@ -219,7 +339,7 @@ fn contradictions_are_refused() {
     assert_eq!(Ledger::read(&path).unwrap().steps(), 0);
     // Nor is a run resumed under other parameters, or a ledger overwritten.
     assert!(matches!(
-        LedgerWriter::resume(&path, &header(fixed(6))),
+        LedgerWriter::resume(&path, &header(fixed(6)), &[]),
         Err(AccountingError::LedgerInconsistent { .. })
     ));
     assert!(matches!(

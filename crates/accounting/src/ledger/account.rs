@@ -24,7 +24,7 @@ pub struct TrainingEpsilon {
     pub played: Option<f64>,
     /// How it was accounted.
     pub method: String,
-    /// Steps played (a torn line counts as one).
+    /// Steps played (a torn line that may have been one counts as one).
     pub steps: u64,
 }
 
@@ -52,7 +52,7 @@ pub struct LedgerEpsilon {
     pub parts: Vec<PartEpsilon>,
     /// False: seeded, NOT private; no figure here is a guarantee.
     pub private: bool,
-    /// The last line was torn by a crash and was counted as one more step.
+    /// The last line was torn by a crash and was counted as whatever it may have been.
     pub torn: bool,
 }
 
@@ -71,7 +71,8 @@ impl Ledger {
         let mut played = self.segments()?;
         let mut parts: BTreeMap<&str, Vec<Segment>> = BTreeMap::new();
         let mut queries = Vec::new();
-        for event in &self.events {
+        let in_doubt = self.in_doubt()?;
+        for event in self.events.iter().chain(&in_doubt) {
             if let Event::Query {
                 part,
                 noise_multiplier,
@@ -86,10 +87,15 @@ impl Ledger {
                 }
             }
         }
-        if self.torn.is_some()
-            && let Some(worst) = self.worst_step(&played)?
-        {
-            played.push(worst);
+        for event in &in_doubt {
+            if let Event::Step {
+                sampling_rate,
+                noise_multiplier,
+                ..
+            } = event
+            {
+                played.push(Segment::new(*sampling_rate, *noise_multiplier, 1)?);
+            }
         }
         let training = self.training(&played, &queries, delta)?;
         let mut overall = training.guarantee;
@@ -224,7 +230,10 @@ impl Ledger {
     }
 
     /// The step that loses most among those a torn line could have held.
-    fn worst_step(&self, played: &[Segment]) -> Result<Option<Segment>, AccountingError> {
+    pub(super) fn worst_step(
+        &self,
+        played: &[Segment],
+    ) -> Result<Option<Segment>, AccountingError> {
         let left = |cards: &[Segment]| -> Result<Option<Segment>, AccountingError> {
             let used = |c: &Segment| -> u64 {
                 played

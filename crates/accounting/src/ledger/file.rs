@@ -1,7 +1,8 @@
 //! Reading and writing the file.
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use super::line::{SEED, decode, encode};
@@ -15,6 +16,9 @@ pub struct LedgerWriter {
     path: String,
     last: String,
     broken: bool,
+    events: u64,
+    /// Events on the disk that a repeated run has still to come by; see [`LedgerWriter::repeat`].
+    ahead: VecDeque<Event>,
 }
 
 fn io(path: &str, error: &dyn std::fmt::Display) -> AccountingError {
@@ -42,6 +46,8 @@ impl LedgerWriter {
             path: name,
             last: SEED.to_string(),
             broken: false,
+            events: 0,
+            ahead: VecDeque::new(),
         };
         writer.write(header)?;
         // The directory entry must survive a crash too. Not every system lets a directory be opened; then there is no more
@@ -57,66 +63,184 @@ impl LedgerWriter {
         Ok(writer)
     }
 
-    /// Opens a ledger to go on with the same run. A torn last line, whose step was never used, is replaced by a note.
+    /// Opens a ledger to go on with the same run. Everything in it is spent, and so is whatever a torn last line may have
+    /// been: the torn line is replaced by a note and by one event for each of `in_doubt` that its readable part does not
+    /// rule out.
+    ///
+    /// `in_doubt` holds what the run could have been about to write: its next step at the worst, and one query of each
+    /// part. [`Ledger::in_doubt`] gives the ledger's own idea of it.
+    ///
+    /// # Guarantee
+    /// The resumed ledger never claims less than what was released: a complete line stays, a torn one is over-counted,
+    /// and a crash during this call leaves again a torn line.
     ///
     /// # Errors
-    /// As for [`Ledger::read`], or a header that differs from the file's in anything but its creation time.
+    /// As for [`Ledger::read`], or a header that differs from the file's in anything but its creation time; the error
+    /// names the differences.
     pub fn resume(
         path: impl AsRef<Path>,
         header: &Header,
+        in_doubt: &[Event],
     ) -> Result<(Self, Ledger), AccountingError> {
-        let name = path.as_ref().display().to_string();
-        let (mut ledger, last, good) = read(path.as_ref())?;
-        let same = Header {
-            created: ledger.header.created.clone(),
-            ..header.clone()
-        };
-        if same != ledger.header {
+        let (mut writer, mut ledger, good) = Self::reopen(path.as_ref(), header)?;
+        if let Some(torn) = ledger.torn.take() {
+            let counted: Vec<Event> = in_doubt
+                .iter()
+                .filter(|event| torn.may_be(event))
+                .cloned()
+                .collect();
+            let mut lines = vec![Event::Note {
+                text: format!(
+                    "line {} was torn by a crash; {} that it may have been counted as spent",
+                    torn.line,
+                    match counted.len() {
+                        0 => "nothing".to_string(),
+                        1 => "one event".to_string(),
+                        more => format!("{more} events"),
+                    }
+                ),
+            }];
+            lines.extend(counted);
+            writer.replace_tail(path.as_ref(), good, &lines)?;
+            ledger.events.extend(lines);
+        }
+        writer.events = ledger.events.len() as u64;
+        Ok((writer, ledger))
+    }
+
+    /// Opens the ledger of a seeded run to repeat it from after its first `done` events. What follows them in the file
+    /// must come again, event by event, and is not written twice; a torn last line is cut off.
+    ///
+    /// # Errors
+    /// As for [`LedgerWriter::resume`]; a private run, whose releases cannot be taken back; a ledger of fewer events.
+    pub fn repeat(
+        path: impl AsRef<Path>,
+        header: &Header,
+        done: u64,
+    ) -> Result<(Self, Ledger), AccountingError> {
+        let (mut writer, mut ledger, good) = Self::reopen(path.as_ref(), header)?;
+        if ledger.header.private {
             return Err(AccountingError::LedgerInconsistent {
-                reason: "the run to be resumed was registered with other parameters".to_string(),
+                reason: "a private run cannot be repeated, only resumed".to_string(),
+            });
+        }
+        let count = ledger.events.len();
+        let done = usize::try_from(done)
+            .ok()
+            .filter(|done| *done <= count)
+            .ok_or_else(|| AccountingError::LedgerInconsistent {
+                reason: format!("{done} events should be there, but only {count} are"),
+            })?;
+        if ledger.torn.take().is_some() {
+            writer
+                .file
+                .set_len(good)
+                .and_then(|()| writer.file.sync_all())
+                .map_err(|e| io(&writer.path, &e))?;
+        }
+        writer.ahead = ledger.events.split_off(done).into();
+        writer.events = done as u64;
+        Ok((writer, ledger))
+    }
+
+    fn reopen(path: &Path, header: &Header) -> Result<(Self, Ledger, u64), AccountingError> {
+        let name = path.display().to_string();
+        let (ledger, last, good) = read(path)?;
+        let differences = ledger.header.differences(header);
+        if !differences.is_empty() {
+            return Err(AccountingError::LedgerInconsistent {
+                reason: format!(
+                    "the run to be resumed was registered with other parameters: {}",
+                    differences.join("; ")
+                ),
             });
         }
         let file = OpenOptions::new()
             .append(true)
-            .open(path.as_ref())
+            .open(path)
             .map_err(|e| io(&name, &e))?;
-        let mut writer = Self {
+        let writer = Self {
             file,
             path: name,
             last,
             broken: false,
+            events: 0,
+            ahead: VecDeque::new(),
         };
-        if let Some(torn) = ledger.torn.take() {
-            writer
-                .file
-                .set_len(good)
-                .map_err(|e| io(&writer.path, &e))?;
-            let note = Event::Note {
-                text: format!("line {} was torn by a crash: {}", torn.line, torn.text),
-            };
-            writer.append(&note)?;
-            ledger.events.push(note);
+        Ok((writer, ledger, good))
+    }
+
+    /// Writes lines over a torn tail that begins at `good`, in one go: whatever moment a crash picks, the file ends in a
+    /// torn line or in these.
+    fn replace_tail(
+        &mut self,
+        path: &Path,
+        good: u64,
+        events: &[Event],
+    ) -> Result<(), AccountingError> {
+        let mut text = String::new();
+        for event in events {
+            event.check()?;
+            let (line, sum) = encode(&self.last, event).map_err(|e| io(&self.path, &e))?;
+            text.push_str(&line);
+            self.last = sum;
         }
-        Ok((writer, ledger))
+        // An appending handle cannot write in the middle.
+        let written = OpenOptions::new().write(true).open(path).and_then(|mut f| {
+            f.seek(SeekFrom::Start(good))?;
+            f.write_all(text.as_bytes())?;
+            f.set_len(good + text.len() as u64)?;
+            f.sync_all()
+        });
+        written.map_err(|e| {
+            self.broken = true;
+            io(&self.path, &e)
+        })
+    }
+
+    /// How many events the run has come by, those before a resumption included.
+    pub fn events(&self) -> u64 {
+        self.events
     }
 
     /// Writes an event, flushes it to the disk, and only then returns.
     ///
     /// # Errors
     /// Bad figures (nothing is written then), or any failure to write: the step must not be used, and the writer refuses from
-    /// then on.
+    /// then on. A repeated run ([`LedgerWriter::repeat`]) that comes by another event than the file holds.
     pub fn append(&mut self, event: &Event) -> Result<(), AccountingError> {
         event.check()?;
-        self.write(event)
+        self.check_whole()?;
+        if let Some(expected) = self.ahead.pop_front() {
+            // On the disk already; the run must come by the same.
+            if expected != *event {
+                self.broken = true;
+                return Err(AccountingError::LedgerInconsistent {
+                    reason: format!(
+                        "event {} of the repeated run differs from the one on the disk",
+                        self.events + 1
+                    ),
+                });
+            }
+        } else {
+            self.write(event)?;
+        }
+        self.events += 1;
+        Ok(())
     }
 
-    fn write<T: serde::Serialize>(&mut self, record: &T) -> Result<(), AccountingError> {
+    fn check_whole(&self) -> Result<(), AccountingError> {
         if self.broken {
             return Err(io(
                 &self.path,
                 &"an earlier write failed; read the ledger and resume",
             ));
         }
+        Ok(())
+    }
+
+    fn write<T: serde::Serialize>(&mut self, record: &T) -> Result<(), AccountingError> {
+        self.check_whole()?;
         let (line, sum) = encode(&self.last, record).map_err(|e| io(&self.path, &e))?;
         let written = self
             .file

@@ -3,8 +3,8 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-const HEAD: &str = "{\"checksum\":\"";
-const MIDDLE: &str = "\",\"record\":";
+pub(super) const HEAD: &str = "{\"checksum\":\"";
+pub(super) const MIDDLE: &str = "\",\"record\":";
 /// Hex digits of the checksum.
 pub(super) const DIGITS: usize = 16;
 

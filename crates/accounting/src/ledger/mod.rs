@@ -1,17 +1,20 @@
 //! The run's record of spending: an append-only file of checksummed JSON lines, written before a noisy result is used.
 //!
 //! The first line is a [`Header`], every further line an [`Event`]. Each line carries a checksum over its own text and the line
-//! before, so that a damaged, missing or reordered line is found. A torn last line, as a crash leaves it, is tolerated and
-//! reported: its step was never used, since [`LedgerWriter::append`] returns only after the line is on the disk.
+//! before, so that a damaged, missing or reordered line is found. A torn last line, as a crash leaves it, is tolerated,
+//! reported and counted as whatever it may have been: [`LedgerWriter::append`] returns only after the line is on the disk, so
+//! nothing of it was used, but what is in doubt is spent.
 
 mod account;
 mod file;
 mod line;
+mod torn;
 
 use serde::{Deserialize, Serialize};
 
 pub use account::{LedgerEpsilon, PartEpsilon, TrainingEpsilon};
 pub use file::LedgerWriter;
+pub use torn::TornLine;
 
 use crate::adjacency::Adjacency;
 use crate::effective::effective_noise_multiplier;
@@ -108,15 +111,6 @@ pub enum Event {
     },
 }
 
-/// A torn last line, as a crash leaves it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TornLine {
-    /// Its number, from 1.
-    pub line: usize,
-    /// Its bytes, as far as they are text.
-    pub text: String,
-}
-
 /// A run's record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
@@ -172,6 +166,23 @@ impl Event {
 }
 
 impl Header {
+    /// What differs between the header of a run and the one it is to be resumed with, but for the time of creation: one
+    /// text for each difference, naming the field and both values.
+    pub fn differences(&self, given: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        let value = |header: &Self| {
+            serde_json::to_value(Self {
+                created: String::new(),
+                ..header.clone()
+            })
+        };
+        match (value(self), value(given)) {
+            (Ok(registered), Ok(given)) => differences("", &registered, &given, &mut found),
+            _ => found.push("a header cannot be written as JSON".to_string()),
+        }
+        found
+    }
+
     /// Checks the version and the figures.
     ///
     /// # Errors
@@ -208,6 +219,38 @@ impl Header {
                 Ok(())
             }
         }
+    }
+}
+
+/// Walks two JSON values side by side and tells where they differ.
+fn differences(
+    name: &str,
+    registered: &serde_json::Value,
+    given: &serde_json::Value,
+    found: &mut Vec<String>,
+) {
+    use serde_json::Value::Object;
+    if registered == given {
+        return;
+    }
+    if let (Object(a), Object(b)) = (registered, given) {
+        let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+        for key in keys {
+            let path = if name.is_empty() {
+                key.clone()
+            } else {
+                format!("{name}.{key}")
+            };
+            let null = serde_json::Value::Null;
+            differences(
+                &path,
+                a.get(key).unwrap_or(&null),
+                b.get(key).unwrap_or(&null),
+                found,
+            );
+        }
+    } else {
+        found.push(format!("{name} was {registered} and is now {given}"));
     }
 }
 
