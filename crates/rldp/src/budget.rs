@@ -57,6 +57,21 @@ const WIDE_DECK: [f64; 3] = [0.8, 1.0, 1.25];
 /// Range of the filter's noise multipliers relative to the calibrated one.
 const FILTER_RANGE: (f64, f64) = (0.75, 1.5);
 
+/// What an interrupted run's ledger registered, to restore its budget from.
+#[derive(Clone, Copy, Debug)]
+pub struct Registered<'a> {
+    /// The registered budget.
+    pub record: &'a BudgetRecord,
+    /// The target.
+    pub target: &'a PrivacyTarget,
+    /// Sampling rate of every step.
+    pub sampling_rate: f64,
+    /// Steps of the run, at most.
+    pub steps: u64,
+    /// [`Budget::nominal`] of the interrupted run.
+    pub nominal: f64,
+}
+
 /// The training budget of one run.
 #[derive(Debug)]
 pub enum Budget {
@@ -146,6 +161,115 @@ impl Budget {
                     nominal,
                     remaining: steps,
                 })
+            }
+        }
+    }
+
+    /// The budget of an interrupted run, from what its ledger registered and the steps it holds, in order: what was
+    /// spent stays spent.
+    ///
+    /// # Guarantee
+    /// As [`Budget::calibrate`] for the run as a whole, if the registered budget meets the target.
+    ///
+    /// # Errors
+    /// A registered budget that is not of this kind or not valid; steps that it does not allow.
+    pub fn restore(
+        registered: &Registered<'_>,
+        played: impl IntoIterator<Item = Segment>,
+    ) -> Result<Self, RldpError> {
+        let Registered {
+            record,
+            target,
+            sampling_rate,
+            steps,
+            nominal,
+        } = *registered;
+        let mut budget = match record {
+            BudgetRecord::Fixed { segment } => Self::Fixed {
+                segment: *segment,
+                remaining: segment.steps(),
+            },
+            BudgetRecord::Deck { cards } => Self::Deck {
+                deck: Deck::new(cards.clone())?,
+                nominal,
+            },
+            BudgetRecord::Filter {
+                floor,
+                ceiling,
+                order,
+            } => Self::Filter {
+                filter: RenyiFilter::with_order(*target, sampling_rate, *floor, *ceiling, *order)?,
+                nominal,
+                remaining: steps,
+            },
+            other => {
+                return Err(RldpError::UnknownName {
+                    what: "budget",
+                    given: format!("{other:?}"),
+                    known: "fixed, deck, filter".to_owned(),
+                });
+            }
+        };
+        for step in played {
+            budget.replay(&step)?;
+        }
+        Ok(budget)
+    }
+
+    /// Spends a step that was played before.
+    fn replay(&mut self, step: &Segment) -> Result<(), RldpError> {
+        match self {
+            Self::Fixed { remaining, .. } => *remaining = remaining.saturating_sub(step.steps()),
+            Self::Deck { deck, .. } => {
+                // A kind may be listed more than once: any that is left will do.
+                let index = (0..deck.segments().len())
+                    .find(|&index| {
+                        let card = &deck.segments()[index];
+                        deck.remaining()[index] > 0
+                            && card.sampling_rate() == step.sampling_rate()
+                            && card.noise_multiplier() == step.noise_multiplier()
+                    })
+                    .unwrap_or(deck.segments().len());
+                deck.play(index)?;
+            }
+            Self::Filter {
+                filter, remaining, ..
+            } => {
+                filter.spend(step)?;
+                *remaining = remaining.saturating_sub(step.steps());
+            }
+        }
+        Ok(())
+    }
+
+    /// The step that would lose most of those that may still be played: what a torn line of the ledger counts as.
+    #[must_use]
+    pub fn worst_left(&self) -> Option<Segment> {
+        match self {
+            Self::Fixed { segment, remaining } => (*remaining > 0)
+                .then(|| segment.with_steps(1).ok())
+                .flatten(),
+            Self::Deck { deck, .. } => deck
+                .segments()
+                .iter()
+                .zip(deck.remaining())
+                .filter(|(_, left)| **left > 0)
+                .map(|(card, _)| card)
+                .min_by(|a, b| a.noise_multiplier().total_cmp(&b.noise_multiplier()))
+                .and_then(|card| card.with_steps(1).ok()),
+            Self::Filter {
+                filter, remaining, ..
+            } => {
+                // The most expensive step that the filter would still have let pass.
+                let (floor, ceiling) = filter.range();
+                let candidates =
+                    (0..=64).map(|i| floor * (ceiling / floor).powf(f64::from(i) / 64.0));
+                candidates
+                    .filter(|_| *remaining > 0)
+                    .filter_map(|sigma| {
+                        Segment::new(filter.sampling_rate(), sigma.clamp(floor, ceiling), 1).ok()
+                    })
+                    .find(|step| filter.would_allow(step))
             }
         }
     }

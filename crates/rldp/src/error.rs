@@ -84,10 +84,56 @@ pub enum RldpError {
         value: f64,
     },
     /// The run folder holds a run already.
-    #[error("{path} holds a run already; name another folder with --out")]
+    #[error(
+        "{path} holds a run already; go on with it by --resume, or name another folder with --out"
+    )]
     RunExists {
         /// The folder.
         path: PathBuf,
+    },
+    /// The folder to resume from holds no run.
+    #[error("{path} holds no run to resume; start one there with --out")]
+    NoRun {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The folder holds a run of a kind that cannot be resumed.
+    #[error(
+        "{path} holds a full-parameter run, which has no checkpoints and cannot be resumed; what its ledger holds is spent"
+    )]
+    NotResumable {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Another process works on the run folder.
+    #[error("{path} is in use by another process")]
+    FolderInUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A resumed run was given other settings, data or another model than it was started with.
+    #[error("the run cannot be resumed with other settings: {}", differences.join("; "))]
+    Changed {
+        /// What differs, each with the value then and now.
+        differences: Vec<String>,
+    },
+    /// A file of an interrupted run that cannot be used.
+    #[error("{path}: {reason}")]
+    Damaged {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A checkpoint of another version of this crate.
+    #[error("{path} is a checkpoint of version {found}; this build reads version {supported}")]
+    CheckpointVersion {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The version read here.
+        supported: u32,
     },
     /// A file could not be written or read.
     #[error("{path}: {source}")]

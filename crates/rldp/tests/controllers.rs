@@ -129,3 +129,54 @@ fn the_agent_starts_with_the_rule_and_then_moves() {
     assert_ne!(first[2].clipping_norms, rule.clipping_norms);
     assert_eq!(first, decisions());
 }
+
+/// A controller restored from a checkpoint decides on exactly as the one that was never interrupted.
+#[test]
+fn every_controller_goes_on_from_its_state() {
+    for (name, kind) in ControllerKind::NAMES {
+        let build = |seed| {
+            kind.build(
+                &DIMENSIONS,
+                0.1,
+                AgentOptions::default(),
+                seed,
+                &Device::default(),
+            )
+            .unwrap()
+        };
+        let step = |controller: &mut dyn rldp::controller::Controller, index: u32| {
+            let progress = f64::from(index) / 8.0;
+            let decision = controller.decide(&observation(progress, 0.9, 0.1)).unwrap();
+            let outcome = Outcome {
+                reward: Visible::public(0.1 / f64::from(index + 1)),
+                next: observation(progress + 0.125, 0.97, 0.3),
+                finished: index == 7,
+            };
+            controller.outcome(&outcome).unwrap();
+            decision
+        };
+        let mut uninterrupted = build(7);
+        for index in 0..4 {
+            step(uninterrupted.as_mut(), index);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let state = uninterrupted.save_state(folder.path()).unwrap();
+        let text = state.to_string();
+        let state: serde_json::Value = serde_json::from_str(&text).unwrap();
+        // Another seed: nothing may come from how the restored one was built.
+        let mut restored = build(8);
+        restored.restore_state(&state, folder.path()).unwrap();
+        for index in 4..8 {
+            assert_eq!(
+                step(uninterrupted.as_mut(), index),
+                step(restored.as_mut(), index),
+                "{name} at {index}"
+            );
+        }
+        let foreign = serde_json::json!({"rule": 3});
+        assert!(
+            restored.restore_state(&foreign, folder.path()).is_err(),
+            "{name} took a foreign state"
+        );
+    }
+}

@@ -9,7 +9,9 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
 use rldp::full::{Grouping, fine_tune, parameter_groups, per_example_gradients};
-use rldp::trainer::{LEDGER_FILE, RunSetup, Silent, TokenUnit, TrainerConfig, TrainingData};
+use rldp::trainer::{
+    LEDGER_FILE, RunFolder, RunSetup, Silent, TokenUnit, TrainerConfig, TrainingData,
+};
 use rldp_accounting::ledger::Ledger;
 use rldp_lora::LoraConfig;
 use rldp_models::{
@@ -366,9 +368,12 @@ fn a_run_learns_and_its_ledger_adds_up() {
                 },
                 lora: LoraConfig::new(1, ["unused"]),
                 base_model: "tiny".to_owned(),
+                base_model_fingerprint: String::new(),
                 device: device.clone(),
                 seed: Some(5),
-                folder: folder.path().to_owned(),
+                folder: RunFolder::open(folder.path()).unwrap(),
+                resume: false,
+                checkpoint_every: 1,
                 created: "now".to_owned(),
             };
             let data = TrainingData {
@@ -380,6 +385,7 @@ fn a_run_learns_and_its_ledger_adds_up() {
                 training_population: 240,
                 unit: "person".to_owned(),
                 fingerprint: "test".to_owned(),
+                token_fingerprint: "test".to_owned(),
             };
             let model = tiny(kind, &device);
             let before = model.host_weights().unwrap();

@@ -2,12 +2,18 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Now, in UTC, as `2026-11-24T02:45:51Z`.
+/// Now, in UTC, as `2026-11-24T02:45:51Z`; or the time that `SOURCE_DATE_EPOCH` gives in seconds since 1970, by which
+/// builds and seeded runs are repeated to the last byte (reproducible-builds.org).
 #[must_use]
 pub fn now() -> String {
-    let seconds = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
+    let given = std::env::var("SOURCE_DATE_EPOCH")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let seconds = given.unwrap_or_else(|| {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs())
+    });
     utc(seconds)
 }
 

@@ -1,7 +1,7 @@
 //! What `finetune` does, step by step.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use burn::tensor::Device;
@@ -14,14 +14,15 @@ use rldp::data::{
 };
 use rldp::report::Sample;
 use rldp::trainer::{
-    Encoding, RunSetup, RunSummary, TrainerConfig, TrainingData, Watcher, fine_tune,
+    Encoding, MANIFEST_FILE, Manifest, RunFolder, RunSetup, RunSummary, TrainerConfig,
+    TrainingData, Watcher, fine_tune, model_fingerprint, token_fingerprint,
 };
 use rldp_lora::{LoraConfig, adapter_parameters, add_lora};
 use rldp_models::{CausalLm, GenerationOptions, LanguageModel, LoadedModel, generate, hub};
 
 use super::clock;
 use super::progress::Progress;
-use super::settings::{Settings, Trainable};
+use super::settings::{SETTINGS_FILE, Settings, Trainable};
 use crate::device::device;
 use crate::embedded;
 use crate::error::ExampleError;
@@ -30,8 +31,6 @@ use crate::error::ExampleError;
 const KEY_FILE: &str = "data.key";
 /// The report in the run folder.
 const REPORT_FILE: &str = "report.html";
-/// The settings in the run folder.
-const SETTINGS_FILE: &str = "config.toml";
 /// The folder of a model that was trained whole, in the run folder.
 const MODEL_FOLDER: &str = "model";
 /// Tokens of a sample in the report.
@@ -55,6 +54,13 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
     let device = device(&settings.device)?;
     let mut progress = Progress::new(config.epsilon);
 
+    let resumed = settings.resume.as_ref().map(RunFolder::open).transpose()?;
+    if let Some(folder) = &resumed
+        && folder.join(MANIFEST_FILE).exists()
+    {
+        println!("{} is complete already", folder.path().display());
+        return Ok(());
+    }
     let source = source(settings)?;
     // Refuses a table without a text before anything is created.
     TextSource::choose(
@@ -64,17 +70,24 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
     )?;
     let unit_count = units(&source.table, settings.unit_column.as_deref())?.len();
     progress.phase(&format!("{}: {unit_count} privacy units", source.name));
+    let delta = config.delta_for(unit_count);
+    if delta * unit_count as f64 >= 1.0 {
+        progress.phase(&format!(
+            "warning: delta {delta:.2e} is not below 1/N for N = {unit_count} units: publishing one person's record outright could \
+             meet it"
+        ));
+    }
     let mut loaded = load_model(settings, &device, &mut progress)?;
 
-    let folder = create_folder(settings)?;
-    let key = match settings.seed {
-        Some(seed) => DataKey::from_seed(seed),
-        None => {
-            let key = DataKey::random()?;
-            key.keep(&folder.join(KEY_FILE))?;
-            key
-        }
+    let resume = resumed.is_some();
+    let folder = match resumed {
+        Some(folder) => folder,
+        None => create_folder(settings)?,
     };
+    if !resume {
+        write_settings(settings, &folder)?;
+    }
+    let key = data_key(settings, &folder)?;
     let share = config.held_out_share(unit_count);
     let options = CorpusOptions {
         text_column: settings.text_column.clone(),
@@ -89,10 +102,16 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
         max_length: config.max_length.min(loaded.model.positions()),
         max_rows: config.max_rows_per_unit,
     };
+    let [training, validation, test] = [
+        encoding.units(&corpus.train)?,
+        encoding.units(&corpus.validation)?,
+        encoding.units(&corpus.test)?,
+    ];
     let data = TrainingData {
-        training: encoding.units(&corpus.train)?,
-        validation: encoding.units(&corpus.validation)?,
-        test: encoding.units(&corpus.test)?,
+        token_fingerprint: token_fingerprint(&[&training, &validation, &test], &key),
+        training,
+        validation,
+        test,
         public_validation: public_validation(settings, &options, &encoding)?,
         units: unit_count,
         training_population: ((1.0 - 2.0 * share) * unit_count as f64).round() as usize,
@@ -101,12 +120,14 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
     };
 
     if settings.trainable == Trainable::Full {
-        let setup = run_setup(settings, config, LoraConfig::new(1, [""]), &device, &folder);
-        write_settings(settings, &folder)?;
+        let lora = LoraConfig::new(1, [""]);
+        let fingerprint = model_fingerprint(&loaded.model);
+        let setup = run_setup(settings, config, lora, fingerprint, &device, folder);
         return train_everything(loaded, data, &setup, &mut progress);
     }
 
     let before = sample(&loaded, &loaded.model, &device)?;
+    let base_model_fingerprint = model_fingerprint(&loaded.model);
     let lora = lora_config(settings, &loaded.model);
     // The start of the adapters needs no secrecy, but must differ between runs unless a seed is given.
     let seed = settings.seed.unwrap_or_else(rand::random);
@@ -124,8 +145,14 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
             .controller
             .build(&dimensions, config.clipping_norm, agent, seed, &device)?;
 
-    let setup = run_setup(settings, config, lora, &device, &folder);
-    write_settings(settings, &folder)?;
+    let setup = run_setup(
+        settings,
+        config,
+        lora,
+        base_model_fingerprint,
+        &device,
+        folder,
+    );
     let begun = Instant::now();
     let mut model = loaded.model.clone();
     let summary = fine_tune(&mut model, data, controller.as_mut(), &setup, &mut progress)?;
@@ -137,17 +164,31 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
         before,
         after,
     };
-    write_report(&summary, &setup, &source.name, samples, &folder)?;
-    tell(&summary, &folder, seconds);
+    write_report(&summary, &setup, &source.name, samples)?;
+    let guarantee = summary.guarantee().sentence();
+    write_manifest(&setup, &guarantee)?;
+    tell(&summary, setup.folder.path(), seconds);
     Ok(())
+}
+
+/// Lists the folder's files, which also says that the run is complete.
+fn write_manifest(setup: &RunSetup, guarantee: &str) -> Result<(), ExampleError> {
+    let private = setup.seed.is_none();
+    let guarantee = if private {
+        guarantee.to_owned()
+    } else {
+        "none: all randomness came from a seed".to_owned()
+    };
+    Ok(Manifest::of(&setup.folder, private, guarantee)?.write(&setup.folder)?)
 }
 
 fn run_setup(
     settings: &Settings,
     config: TrainerConfig,
     lora: LoraConfig,
+    base_model_fingerprint: String,
     device: &Device,
-    folder: &Path,
+    folder: RunFolder,
 ) -> RunSetup {
     RunSetup {
         config,
@@ -156,9 +197,12 @@ fn run_setup(
             .model
             .clone()
             .unwrap_or_else(|| embedded::BASE_MODEL_NAME.to_owned()),
+        base_model_fingerprint,
         device: device.clone(),
         seed: settings.seed,
-        folder: folder.to_owned(),
+        folder,
+        resume: settings.resume.is_some(),
+        checkpoint_every: settings.checkpoint_every,
         created: clock::now(),
     }
 }
@@ -201,16 +245,34 @@ fn train_everything(
         "{} parameters trained in {seconds:.0} s",
         summary.parameters
     );
+    let guarantee = format!(
+        "The model and every figure are ({:.4}, {:.2e})-differentially private for adding or removing one privacy unit.",
+        summary.epsilon_upper, summary.delta
+    );
+    write_manifest(setup, &guarantee)?;
     if summary.private {
-        println!(
-            "The model and every figure are ({:.4}, {:.2e})-differentially private for adding or removing one privacy unit.",
-            summary.epsilon_upper, summary.delta
-        );
+        println!("{guarantee}");
     } else {
         println!("NOT PRIVATE: this run's randomness came from a seed.");
     }
     println!("model: {}", folder.display());
     Ok(())
+}
+
+/// The key of the split and the fingerprints: of a seeded run from its seed, else the one kept in the folder, else a new
+/// one, kept there.
+fn data_key(settings: &Settings, folder: &RunFolder) -> Result<DataKey, ExampleError> {
+    if let Some(seed) = settings.seed {
+        return Ok(DataKey::from_seed(seed));
+    }
+    let path = folder.join(KEY_FILE);
+    // A run that was begun without its key has lost it: another would deal people anew over the parts.
+    if path.exists() || folder.holds_run()? {
+        return Ok(DataKey::kept(&path)?);
+    }
+    let key = DataKey::random()?;
+    key.keep(&path)?;
+    Ok(key)
 }
 
 fn source(settings: &Settings) -> Result<Source, ExampleError> {
@@ -221,7 +283,11 @@ fn source(settings: &Settings) -> Result<Source, ExampleError> {
         .transpose()?;
     match &settings.data {
         Some(path) => Ok(Source {
-            name: path.display().to_string(),
+            // The report shows this, and may be published; where the table lies is nobody's business.
+            name: path.file_name().map_or_else(
+                || "a table".to_owned(),
+                |name| name.to_string_lossy().into_owned(),
+            ),
             table: read_table(path, &ReadOptions::default())?,
             template,
         }),
@@ -291,25 +357,25 @@ fn public_validation(
     Ok(Some(encoding.units(&units)?))
 }
 
-fn create_folder(settings: &Settings) -> Result<PathBuf, ExampleError> {
-    let folder = settings
+fn create_folder(settings: &Settings) -> Result<RunFolder, ExampleError> {
+    let path = settings
         .out
         .clone()
         .unwrap_or_else(|| Path::new("runs").join(clock::now().replace(':', "-")));
-    std::fs::create_dir_all(&folder).map_err(ExampleError::file(&folder))?;
-    if folder.join(rldp::trainer::LEDGER_FILE).exists() {
-        return Err(rldp::RldpError::RunExists { path: folder }.into());
+    let folder = RunFolder::open(path)?;
+    if folder.holds_run()? {
+        let path = folder.path().to_owned();
+        return Err(rldp::RldpError::RunExists { path }.into());
     }
     Ok(folder)
 }
 
-fn write_settings(settings: &Settings, folder: &Path) -> Result<(), ExampleError> {
-    let path = folder.join(SETTINGS_FILE);
+fn write_settings(settings: &Settings, folder: &RunFolder) -> Result<(), ExampleError> {
     let text = toml::to_string(settings).map_err(|error| ExampleError::Toml {
-        path: path.clone(),
+        path: folder.join(SETTINGS_FILE),
         message: error.to_string(),
     })?;
-    std::fs::write(&path, text).map_err(ExampleError::file(&path))
+    Ok(folder.write(SETTINGS_FILE, text.as_bytes())?)
 }
 
 /// A text the model writes from nothing: of the fine-tuned one, post-processing of its adapter.
@@ -336,7 +402,6 @@ fn write_report(
     setup: &RunSetup,
     data: &str,
     sample: Sample,
-    folder: &Path,
 ) -> Result<(), ExampleError> {
     let mut report = summary.report("Private fine-tuning run");
     report.subtitle = format!(
@@ -361,8 +426,9 @@ fn write_report(
             format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         ),
     ];
-    let path = folder.join(REPORT_FILE);
-    report.write(&path).map_err(ExampleError::file(&path))
+    Ok(setup
+        .folder
+        .write(REPORT_FILE, report.to_html().as_bytes())?)
 }
 
 fn tell(summary: &RunSummary, folder: &Path, seconds: f64) {

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ExampleError;
 
+/// The settings in a run folder.
+pub const SETTINGS_FILE: &str = "config.toml";
+
 /// The library's defaults, so that every default is stated once.
 fn defaults() -> TrainerConfig {
     TrainerConfig::default()
@@ -137,10 +140,22 @@ pub struct Settings {
     /// Run folder to create [default: a folder under runs named by the time]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Go on with the interrupted run in this folder, with the settings it was started with
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "config"])]
+    #[serde(skip)]
+    pub resume: Option<PathBuf>,
+    /// Steps between checkpoints: what a crash can cost
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[serde(default = "one")]
+    pub checkpoint_every: u64,
     /// TOML file with any of these flags as keys
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
+}
+
+fn one() -> u64 {
+    1
 }
 
 impl Settings {
@@ -157,9 +172,17 @@ impl Settings {
             .try_get_matches_from(arguments)
             .map_err(ExampleError::Usage)?;
         let settings = Self::from_arg_matches(&matches).map_err(ExampleError::Usage)?;
-        match settings.config.clone() {
-            None => Ok(settings),
-            Some(path) => settings.overlaid(&matches, &path),
+        match (&settings.resume, &settings.config) {
+            (Some(folder), _) => {
+                let path = folder.join(SETTINGS_FILE);
+                if !path.is_file() {
+                    let path = folder.clone();
+                    return Err(rldp::RldpError::NoRun { path }.into());
+                }
+                settings.clone().overlaid(&matches, &path)
+            }
+            (None, Some(path)) => settings.clone().overlaid(&matches, path),
+            (None, None) => Ok(settings),
         }
     }
 
@@ -170,9 +193,12 @@ impl Settings {
             message,
         };
         let text = std::fs::read_to_string(path).map_err(ExampleError::file(path))?;
-        let file: toml::Table = text
-            .parse()
-            .map_err(|e: toml::de::Error| bad(e.to_string()))?;
+        // The parser's own text shows the line, and whoever names a table of patients here must not find it in a log.
+        let file: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+            let offset = e.span().map_or(0, |span| span.start);
+            let line = 1 + text.bytes().take(offset).filter(|b| *b == b'\n').count();
+            bad(format!("line {line} is not valid TOML"))
+        })?;
         let mut merged = toml::Table::try_from(&self).map_err(|e| bad(e.to_string()))?;
         for (key, value) in file {
             let id = key.replace('-', "_");
@@ -187,6 +213,7 @@ impl Settings {
             .try_into()
             .map_err(|e: toml::de::Error| bad(e.to_string()))?;
         settings.config = self.config;
+        settings.resume = self.resume;
         Ok(settings)
     }
 

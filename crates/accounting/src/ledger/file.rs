@@ -257,6 +257,19 @@ impl LedgerWriter {
 }
 
 impl Ledger {
+    /// Whether the file is there and its header whole. If not, nothing was ever spent through it: the header is on the
+    /// disk before any event.
+    ///
+    /// # Errors
+    /// A file that is there but cannot be read.
+    pub fn begun(path: impl AsRef<Path>) -> Result<bool, AccountingError> {
+        match std::fs::read(path.as_ref()) {
+            Ok(bytes) => Ok(bytes.contains(&b'\n')),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(io(&path.as_ref().display().to_string(), &error)),
+        }
+    }
+
     /// Reads a ledger. A torn last line is reported in [`Ledger::torn`]; any other damage is an error.
     ///
     /// # Errors

@@ -54,6 +54,20 @@ impl SeededRandom {
         key[..8].copy_from_slice(&seed.to_le_bytes());
         Self(ChaCha20Rng::from_seed(key))
     }
+
+    /// How far the stream was read, in 32-bit words; [`SeededRandom::at`] goes on from there.
+    #[must_use]
+    pub fn position(&self) -> u128 {
+        self.0.get_word_pos()
+    }
+
+    /// The generator for this seed at a position of its stream.
+    #[must_use]
+    pub fn at(seed: u64, position: u128) -> Self {
+        let mut generator = Self::new(seed);
+        generator.0.set_word_pos(position);
+        generator
+    }
 }
 
 impl Sealed for SeededRandom {}

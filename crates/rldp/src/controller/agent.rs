@@ -7,13 +7,15 @@ use rldp_sac::{PolicyContents, Sac, SacConfig, Transition};
 use serde::{Deserialize, Serialize};
 
 use super::observation::FEATURES;
-use super::{Bounds, Controller, Decision, Observation, Outcome, WarmUpRule};
+use super::{Bounds, Controller, Decision, Observation, Outcome, WarmUpRule, from_state, to_state};
 use crate::error::RldpError;
 
 /// Components of a row's action.
 const ACTION: usize = 3;
 /// The policy's file in a run folder.
 const POLICY_FILE: &str = "sac_policy.safetensors";
+/// The whole agent's file in a checkpoint.
+const AGENT_FILE: &str = "agent.safetensors";
 
 /// One row per adapter, and one for the run.
 type Rows = Vec<Vec<f32>>;
@@ -99,6 +101,15 @@ impl AgentController {
     }
 }
 
+/// What an [`AgentController`] remembers beside the agent itself.
+#[derive(Serialize, Deserialize)]
+struct AgentState {
+    rule: WarmUpRule,
+    decisions: usize,
+    last_factor: f64,
+    pending: Option<(Rows, Rows)>,
+}
+
 impl Controller for AgentController {
     fn name(&self) -> &'static str {
         "sac"
@@ -136,6 +147,27 @@ impl Controller for AgentController {
         })?;
         // None while multi-step returns wait for their rewards.
         self.sac.learn()?;
+        Ok(())
+    }
+
+    fn save_state(&self, folder: &Path) -> Result<serde_json::Value, RldpError> {
+        self.sac.save(folder.join(AGENT_FILE))?;
+        to_state(&AgentState {
+            rule: self.rule.clone(),
+            decisions: self.decisions,
+            last_factor: self.last_factor,
+            pending: self.pending.clone(),
+        })
+    }
+
+    fn restore_state(&mut self, state: &serde_json::Value, folder: &Path) -> Result<(), RldpError> {
+        let state: AgentState = from_state(state, folder)?;
+        let device = self.sac.learner().device().clone();
+        self.sac = Sac::load(folder.join(AGENT_FILE), &device)?;
+        self.rule = state.rule;
+        self.decisions = state.decisions;
+        self.last_factor = state.last_factor;
+        self.pending = state.pending;
         Ok(())
     }
 

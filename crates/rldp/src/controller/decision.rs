@@ -1,7 +1,9 @@
 //! What a controller answers.
 
+use serde::{Deserialize, Serialize};
+
 /// The noise level a controller wishes for; the budget decides what is played.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NoiseWish(
     /// Wanted noise multiplier relative to the calibrated one; one means no wish.
     pub f64,
@@ -14,7 +16,7 @@ impl Default for NoiseWish {
 }
 
 /// Settings in force until the next decision.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
     /// Clipping norm of every adapter, > 0.
     pub clipping_norms: Vec<f64>,

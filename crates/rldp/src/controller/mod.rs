@@ -53,6 +53,20 @@ pub trait Controller: Send {
     /// [`RldpError`] when the outcome cannot be used.
     fn outcome(&mut self, outcome: &Outcome) -> Result<(), RldpError>;
 
+    /// Puts everything that later decisions depend on into a checkpoint: what is small into the value given back, what
+    /// is large into files of any name in `folder`, which is empty.
+    ///
+    /// # Errors
+    /// [`RldpError`] when a file cannot be written.
+    fn save_state(&self, folder: &Path) -> Result<serde_json::Value, RldpError>;
+
+    /// Takes over what [`Controller::save_state`] of a controller of the same kind and settings wrote: from here on the
+    /// two decide alike, bit for bit.
+    ///
+    /// # Errors
+    /// [`RldpError::Damaged`] or the cause, for a state that is not of this controller.
+    fn restore_state(&mut self, state: &serde_json::Value, folder: &Path) -> Result<(), RldpError>;
+
     /// Writes what was learned into `folder`, if there is anything, and names the files written.
     ///
     /// # Errors
@@ -61,6 +75,25 @@ pub trait Controller: Send {
         let _ = folder;
         Ok(Vec::new())
     }
+}
+
+/// A controller's state as JSON.
+pub(crate) fn to_state<T: Serialize>(state: &T) -> Result<serde_json::Value, RldpError> {
+    serde_json::to_value(state).map_err(|source| RldpError::Json {
+        what: "a controller's state",
+        source,
+    })
+}
+
+/// A controller's state from JSON.
+pub(crate) fn from_state<T: serde::de::DeserializeOwned>(
+    state: &serde_json::Value,
+    folder: &Path,
+) -> Result<T, RldpError> {
+    T::deserialize(state).map_err(|error| RldpError::Damaged {
+        path: folder.to_owned(),
+        reason: format!("the controller's state: {error}"),
+    })
 }
 
 /// The controllers that can be named on a command line.

@@ -1,9 +1,14 @@
 //! The agent's rivals and ablation arms.
 
+use std::path::Path;
+
 use rand::rngs::ChaCha20Rng;
 use rand::{RngExt as _, SeedableRng as _};
+use serde::{Deserialize, Serialize};
 
-use super::{Bounds, Controller, Decision, NoiseWish, Observation, Outcome, WarmUpRule};
+use super::{
+    Bounds, Controller, Decision, NoiseWish, Observation, Outcome, WarmUpRule, from_state, to_state,
+};
 use crate::error::RldpError;
 
 /// First-moment decay that Adam is usually run with (Kingma and Ba 2015).
@@ -56,6 +61,15 @@ impl Controller for ConstantController {
     fn outcome(&mut self, _outcome: &Outcome) -> Result<(), RldpError> {
         Ok(())
     }
+
+    // It remembers nothing.
+    fn save_state(&self, _folder: &Path) -> Result<serde_json::Value, RldpError> {
+        Ok(serde_json::Value::Null)
+    }
+
+    fn restore_state(&mut self, state: &serde_json::Value, folder: &Path) -> Result<(), RldpError> {
+        from_state::<()>(state, folder)
+    }
 }
 
 /// Draws the agent's actions uniformly: the arm that shows whether learning is the cause.
@@ -87,6 +101,16 @@ impl RandomController {
     }
 }
 
+/// What a [`RandomController`] remembers.
+#[derive(Serialize, Deserialize)]
+struct RandomState {
+    rule: WarmUpRule,
+    last_factor: f64,
+    seed: [u8; 32],
+    /// Position in the stream in 32-bit words, as text: JSON has no 128-bit integers.
+    position: String,
+}
+
 impl Controller for RandomController {
     fn name(&self) -> &'static str {
         "random"
@@ -108,6 +132,28 @@ impl Controller for RandomController {
     fn outcome(&mut self, outcome: &Outcome) -> Result<(), RldpError> {
         self.rule
             .follow(outcome.next.adapters.iter().map(|a| a.clipped_fraction));
+        Ok(())
+    }
+
+    fn save_state(&self, _folder: &Path) -> Result<serde_json::Value, RldpError> {
+        to_state(&RandomState {
+            rule: self.rule.clone(),
+            last_factor: self.last_factor,
+            seed: self.random.get_seed(),
+            position: self.random.get_word_pos().to_string(),
+        })
+    }
+
+    fn restore_state(&mut self, state: &serde_json::Value, folder: &Path) -> Result<(), RldpError> {
+        let state: RandomState = from_state(state, folder)?;
+        let position = state.position.parse().map_err(|_| RldpError::Damaged {
+            path: folder.to_owned(),
+            reason: "the controller's random position is no number".to_owned(),
+        })?;
+        self.rule = state.rule;
+        self.last_factor = state.last_factor;
+        self.random = ChaCha20Rng::from_seed(state.seed);
+        self.random.set_word_pos(position);
         Ok(())
     }
 }

@@ -1,7 +1,11 @@
 //! The best rule known before anything is learned: where the agent starts and what it moves around.
 
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
 use super::observation::Visible;
-use super::{Bounds, Controller, Decision, NoiseWish, Observation, Outcome};
+use super::{Bounds, Controller, Decision, NoiseWish, Observation, Outcome, from_state, to_state};
 use crate::error::RldpError;
 
 /// Share of units that the clipping norms aim to clip: with Adam any smaller norm is the same run, a larger one is
@@ -16,7 +20,7 @@ const CLIPPING_RANGE: (f64, f64) = (1e-6, 1e4);
 
 /// The warm-up rule: noise split by dimension, clipping norms that follow the released clipped share towards 95 %,
 /// first-moment decay 0.8, learning rate as scheduled.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WarmUpRule {
     clipping_norms: Vec<f64>,
     noise_weights: Vec<f64>,
@@ -135,6 +139,15 @@ impl Controller for RuleController {
     fn outcome(&mut self, outcome: &Outcome) -> Result<(), RldpError> {
         self.rule
             .follow(outcome.next.adapters.iter().map(|a| a.clipped_fraction));
+        Ok(())
+    }
+
+    fn save_state(&self, _folder: &Path) -> Result<serde_json::Value, RldpError> {
+        to_state(&self.rule)
+    }
+
+    fn restore_state(&mut self, state: &serde_json::Value, folder: &Path) -> Result<(), RldpError> {
+        self.rule = from_state(state, folder)?;
         Ok(())
     }
 }

@@ -69,7 +69,8 @@ impl DataKey {
     }
 
     /// Writes the key to a new file that, on Unix, only its owner can read. An existing file is never overwritten: its
-    /// run could not be resumed any more.
+    /// run could not be resumed any more. The file appears whole or not at all: it is written as `path` with `.tmp` added
+    /// and then renamed.
     ///
     /// # Errors
     /// [`DataError::Io`], also when the file exists.
@@ -78,14 +79,28 @@ impl DataKey {
             path: path.to_owned(),
             source,
         };
+        if path.exists() {
+            return Err(io_error(std::io::ErrorKind::AlreadyExists.into()));
+        }
+        let mut unfinished = path.as_os_str().to_owned();
+        unfinished.push(".tmp");
+        let unfinished = Path::new(&unfinished);
         let mut options = OpenOptions::new();
-        options.write(true).create_new(true);
+        options.write(true).create(true).truncate(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut file = options.open(path).map_err(io_error)?;
-        writeln!(file, "{}", self.to_hex())
-            .and_then(|()| file.sync_all())
-            .map_err(io_error)
+        let written = options
+            .open(unfinished)
+            .and_then(|mut file| {
+                writeln!(file, "{}", self.to_hex())?;
+                file.sync_all()
+            })
+            .and_then(|()| std::fs::rename(unfinished, path));
+        if written.is_err() {
+            // The first error is the one to report.
+            let _ = std::fs::remove_file(unfinished);
+        }
+        written.map_err(io_error)
     }
 
     /// Reads a key written by [`DataKey::keep`].
@@ -101,7 +116,12 @@ impl DataKey {
     }
 
     pub(crate) fn split_key(&self) -> [u8; 32] {
-        blake3::derive_key(SPLIT_CONTEXT, &self.0)
+        self.derived(SPLIT_CONTEXT)
+    }
+
+    /// The key for one purpose: keys for different contexts tell nothing of each other.
+    pub(crate) fn derived(&self, context: &str) -> [u8; 32] {
+        blake3::derive_key(context, &self.0)
     }
 }
 
@@ -121,7 +141,7 @@ impl fmt::Debug for DataKey {
 /// known and this does not hold.
 #[must_use]
 pub fn fingerprint(table: &Table, key: &DataKey) -> String {
-    let key = blake3::derive_key(FINGERPRINT_CONTEXT, &key.0);
+    let key = key.derived(FINGERPRINT_CONTEXT);
     let mut hasher = blake3::Hasher::new_keyed(&key);
     let mut field = |text: &str| {
         hasher.update(&(text.len() as u64).to_le_bytes());

@@ -49,7 +49,8 @@ pub struct FullSummary {
 /// delta)-DP for adding or removing one unit: the steps are those of [`FullStep`], the test losses a [`HeldOut`] part's.
 ///
 /// # Errors
-/// See [`RldpError`]. What was spent before an error is in the ledger.
+/// See [`RldpError`]. What was spent before an error is in the ledger. There are no checkpoints: an interrupted run of this
+/// kind is not resumed, and what it spent is spent.
 pub fn fine_tune<M: FullParameters>(
     model: M,
     data: TrainingData,
@@ -58,6 +59,15 @@ pub fn fine_tune<M: FullParameters>(
 ) -> Result<(M, FullSummary), RldpError> {
     let config = &setup.config;
     config.validate()?;
+    if setup.folder.holds_run()? {
+        let path = setup.folder.path().to_owned();
+        return Err(if setup.resume {
+            RldpError::NotResumable { path }
+        } else {
+            RldpError::RunExists { path }
+        });
+    }
+    setup.folder.clear_unbegun()?;
     for (part, units) in [("training", &data.training), ("test", &data.test)] {
         if units.is_empty() {
             return Err(RldpError::EmptyPart {
@@ -92,6 +102,7 @@ pub fn fine_tune<M: FullParameters>(
             "fingerprint": data.fingerprint,
             "trainable": "full",
             "base_model": setup.base_model,
+            "base_model_fingerprint": setup.base_model_fingerprint,
         }),
     };
     let mut ledger = LedgerWriter::create(setup.folder.join(LEDGER_FILE), &header)?;

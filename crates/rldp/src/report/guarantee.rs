@@ -1,5 +1,7 @@
 //! The promise in words.
 
+use serde::{Deserialize, Serialize};
+
 use super::number::{short, short_upper};
 
 /// What a run promises, as it is told to the reader.
@@ -66,7 +68,7 @@ impl Guarantee {
 }
 
 /// An attack on the mechanism itself, whose success bounds epsilon from below.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SelfAudit {
     /// What the accountant claims for the audited mechanism.
     pub claimed_epsilon: f64,

@@ -17,7 +17,8 @@ pub struct HeldOut {
     loss_bound: f64,
     noise_multiplier: f64,
     left: u64,
-    count: Released<f64>,
+    /// Released number of units, at least one.
+    count: Option<f64>,
 }
 
 /// A released mean loss and the standard deviation of its noise, in nats.
@@ -51,17 +52,84 @@ impl HeldOut {
         ledger: &mut LedgerWriter,
         random: &mut dyn Random,
     ) -> Result<Self, RldpError> {
-        let noise_multiplier = calibrate::gaussian_queries(target, queries + 1)?;
-        ledger.append(&query(part, "number of units", noise_multiplier))?;
-        let count = noisy_count(Private::new(units.len() as u64), noise_multiplier, random)?;
+        let mut part = Self::prepare(part, units, target, queries, loss_bound)?;
+        part.release_count(ledger, random)?;
+        Ok(part)
+    }
+
+    /// The same without the query of the number of units, which must follow before any loss.
+    ///
+    /// # Errors
+    /// [`RldpError::Accounting`] if the target cannot be met.
+    pub fn prepare(
+        part: &'static str,
+        units: Vec<TokenUnit>,
+        target: &PrivacyTarget,
+        queries: u64,
+        loss_bound: f64,
+    ) -> Result<Self, RldpError> {
         Ok(Self {
             part,
             units,
             loss_bound,
-            noise_multiplier,
-            left: queries,
-            count: count.map(|count| count.max(1.0)),
+            noise_multiplier: calibrate::gaussian_queries(target, queries + 1)?,
+            left: queries + 1,
+            count: None,
         })
+    }
+
+    /// Goes on where an interrupted run stopped: `spent` queries are in the ledger, and `count` is the released number of
+    /// units if it was kept.
+    pub fn restore(&mut self, spent: u64, count: Option<f64>) {
+        self.left = self.left.saturating_sub(spent);
+        self.count = count;
+    }
+
+    /// The released number of units.
+    #[must_use]
+    pub fn count(&self) -> Option<f64> {
+        self.count
+    }
+
+    /// Queries that may still be asked.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// Releases the number of units.
+    ///
+    /// # Errors
+    /// As [`HeldOut::release_loss`].
+    pub fn release_count(
+        &mut self,
+        ledger: &mut LedgerWriter,
+        random: &mut dyn Random,
+    ) -> Result<(), RldpError> {
+        self.spend()?;
+        ledger.append(&self.event("number of units"))?;
+        let count = Private::new(self.units.len() as u64);
+        let released = noisy_count(count, self.noise_multiplier, random)?;
+        self.count = Some(released.value().max(1.0));
+        Ok(())
+    }
+
+    /// What the ledger says of a query of this name.
+    #[must_use]
+    pub fn event(&self, name: &str) -> Event {
+        Event::Query {
+            part: self.part.to_owned(),
+            name: name.to_owned(),
+            noise_multiplier: self.noise_multiplier,
+        }
+    }
+
+    fn spend(&mut self) -> Result<(), RldpError> {
+        self.left = self
+            .left
+            .checked_sub(1)
+            .ok_or(RldpError::QueriesSpent { part: self.part })?;
+        Ok(())
     }
 
     /// The part's name.
@@ -73,8 +141,8 @@ impl HeldOut {
     /// Releases the mean of the units' losses under `model`.
     ///
     /// # Errors
-    /// [`RldpError::QueriesSpent`] when all queries were answered; nothing is released then. Errors of the ledger and
-    /// of the mechanism.
+    /// [`RldpError::QueriesSpent`] when all queries were answered, or before the number of units was; nothing is released
+    /// then. Errors of the ledger and of the mechanism.
     pub fn release_loss<M: LanguageModel>(
         &mut self,
         model: &M,
@@ -83,13 +151,12 @@ impl HeldOut {
         ledger: &mut LedgerWriter,
         random: &mut dyn Random,
     ) -> Result<ReleasedLoss, RldpError> {
-        self.left = self
-            .left
-            .checked_sub(1)
+        let count = self
+            .count
             .ok_or(RldpError::QueriesSpent { part: self.part })?;
+        self.spend()?;
         let losses = unit_losses(model, &self.units, micro_batch, device)?;
-        ledger.append(&query(self.part, "mean loss", self.noise_multiplier))?;
-        let count = *self.count.value();
+        ledger.append(&self.event("mean loss"))?;
         let loss = noisy_mean(
             Private::new(losses),
             self.loss_bound,
@@ -138,12 +205,4 @@ fn unit_losses<M: LanguageModel>(
         losses.extend(own);
     }
     Ok(losses)
-}
-
-fn query(part: &str, name: &str, noise_multiplier: f64) -> Event {
-    Event::Query {
-        part: part.to_owned(),
-        name: name.to_owned(),
-        noise_multiplier,
-    }
 }

@@ -1,15 +1,24 @@
 //! Statistics of the released gradients between two decisions: post-processing, free of privacy cost.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
+use rldp_lora::{HostTensor, LoraError, TensorFile};
+use serde::{Deserialize, Serialize};
+
+use super::bits;
 
 /// Running averages over an interval, per adapter.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct IntervalStatistics {
     steps: usize,
+    #[serde(with = "bits")]
     clipped: Vec<f64>,
     clipped_steps: usize,
+    #[serde(with = "bits")]
     signal: Vec<f64>,
+    #[serde(with = "bits")]
     cosine: Vec<f64>,
+    /// Saved apart from the rest.
+    #[serde(skip)]
     last: Vec<Option<Tensor<1>>>,
 }
 
@@ -52,6 +61,44 @@ impl IntervalStatistics {
         self.steps += 1;
     }
 
+    /// The last gradients as named tensors, for a checkpoint that holds the rest as JSON.
+    ///
+    /// # Errors
+    /// [`LoraError::Readback`].
+    pub fn save_last(&self) -> Result<Vec<HostTensor>, LoraError> {
+        self.last
+            .iter()
+            .enumerate()
+            .filter_map(|(index, last)| Some((index, last.clone()?)))
+            .map(|(index, last)| HostTensor::from_tensor(&last_name(index), last))
+            .collect()
+    }
+
+    /// Takes the last gradients from a checkpoint.
+    ///
+    /// # Errors
+    /// A tensor of the file that cannot be read.
+    pub fn restore_last(&mut self, file: &TensorFile, device: &Device) -> Result<(), LoraError> {
+        self.last = (0..self.signal.len())
+            .map(|index| {
+                let name = last_name(index);
+                match file.shape(&name) {
+                    None => Ok(None),
+                    Some(_) => {
+                        let tensor = file.read(&name)?;
+                        let shape = [tensor.data.len()];
+                        let tensor = HostTensor {
+                            shape: shape.to_vec(),
+                            ..tensor
+                        };
+                        Ok(Some(tensor.into_tensor(device)))
+                    }
+                }
+            })
+            .collect::<Result<_, LoraError>>()?;
+        Ok(())
+    }
+
     /// The averages so far, one per adapter, and a fresh start that remembers the last gradients.
     pub fn take(&mut self) -> Vec<AdapterStatistics> {
         let steps = self.steps.max(1) as f64;
@@ -85,6 +132,10 @@ pub struct AdapterStatistics {
     pub signal_to_noise: f64,
     /// Mean cosine between successive gradients.
     pub cosine: f64,
+}
+
+fn last_name(index: usize) -> String {
+    format!("statistics.last.{index}")
 }
 
 fn dot(left: &Tensor<1>, right: &Tensor<1>) -> f64 {

@@ -4,9 +4,10 @@
 //! how many units were sampled.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write as _};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
+use rldp_accounting::ledger::Event;
 use serde::{Deserialize, Serialize};
 
 use crate::error::RldpError;
@@ -89,6 +90,10 @@ pub trait Watcher {
     fn phase(&mut self, text: &str);
     /// The first step is about to be taken.
     fn begin(&mut self, steps: u64);
+    /// Noisy figures were released, and nothing has been done with them yet; the ledger has the event already.
+    fn released(&mut self, event: &Event) {
+        let _ = event;
+    }
     /// A record was written.
     fn record(&mut self, record: &Record);
     /// The run ended.
@@ -110,7 +115,8 @@ impl Watcher for Silent {
 #[derive(Debug)]
 pub struct MetricsWriter {
     path: PathBuf,
-    file: BufWriter<File>,
+    file: File,
+    bytes: u64,
 }
 
 impl MetricsWriter {
@@ -126,21 +132,77 @@ impl MetricsWriter {
             .map_err(RldpError::file(path))?;
         Ok(Self {
             path: path.to_owned(),
-            file: BufWriter::new(file),
+            file,
+            bytes: 0,
         })
     }
 
-    /// Appends a line and flushes it to the system.
+    /// Goes on after the first `bytes` bytes of a file, and gives the records in them; what followed is cut off.
+    ///
+    /// # Errors
+    /// [`RldpError::File`]; [`RldpError::Damaged`] for a file that is shorter or holds no records.
+    pub fn resume(path: &Path, bytes: u64) -> Result<(Self, Vec<Record>), RldpError> {
+        let io = |error| RldpError::file(path)(error);
+        let damaged = |reason: String| RldpError::Damaged {
+            path: path.to_owned(),
+            reason,
+        };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(bytes == 0)
+            .truncate(false)
+            .open(path)
+            .map_err(io)?;
+        let mut text = String::new();
+        (&mut file)
+            .take(bytes)
+            .read_to_string(&mut text)
+            .map_err(io)?;
+        if text.len() as u64 != bytes {
+            return Err(damaged(
+                "the file is shorter than the checkpoint says".to_owned(),
+            ));
+        }
+        let records = text
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()
+            .map_err(|error| damaged(format!("not a metrics record: {error}")))?;
+        file.set_len(bytes)
+            .and_then(|()| file.seek(SeekFrom::Start(bytes)))
+            .map_err(io)?;
+        let writer = Self {
+            path: path.to_owned(),
+            file,
+            bytes,
+        };
+        Ok((writer, records))
+    }
+
+    /// Appends a line.
     ///
     /// # Errors
     /// [`RldpError::File`] or [`RldpError::Json`].
     pub fn append(&mut self, record: &Record) -> Result<(), RldpError> {
-        let line = serde_json::to_string(record).map_err(|source| RldpError::Json {
+        let mut line = serde_json::to_string(record).map_err(|source| RldpError::Json {
             what: "a metrics record",
             source,
         })?;
-        writeln!(self.file, "{line}")
-            .and_then(|()| self.file.flush())
-            .map_err(RldpError::file(&self.path))
+        line.push('\n');
+        self.file
+            .write_all(line.as_bytes())
+            .map_err(RldpError::file(&self.path))?;
+        self.bytes += line.len() as u64;
+        Ok(())
+    }
+
+    /// Waits for the disk, and gives the file's length for [`MetricsWriter::resume`].
+    ///
+    /// # Errors
+    /// [`RldpError::File`].
+    pub fn sync(&self) -> Result<u64, RldpError> {
+        self.file.sync_data().map_err(RldpError::file(&self.path))?;
+        Ok(self.bytes)
     }
 }

@@ -1,10 +1,8 @@
-//! A whole private fine-tuning run.
-
-use std::path::PathBuf;
+//! A whole private fine-tuning run, from its start or from where an interrupted one stopped.
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
-use rldp_accounting::ledger::{Event, Header, LEDGER_VERSION, Ledger, LedgerWriter};
+use rldp_accounting::ledger::{BudgetRecord, Event, Header, LEDGER_VERSION, Ledger, LedgerWriter};
 use rldp_accounting::{Adjacency, PrivacyTarget, Segment};
 use rldp_lora::peft::save_adapter;
 use rldp_lora::{LoraConfig, adapters};
@@ -13,18 +11,22 @@ use rldp_optim::{Random, SecureRandom, SeededRandom, StepRelease};
 use serde_json::json;
 
 use super::audit::self_audit;
+use super::checkpoint::{CHECKPOINT_FOLDER, Checkpoints, Loaded};
 use super::config::TrainerConfig;
 use super::examples::TokenUnit;
+use super::folder::RunFolder;
 use super::held_out::{HeldOut, public_loss};
 use super::interval::IntervalStatistics;
 use super::records::{DecisionRecord, HeldOutRecord, MetricsWriter, Record, StepRecord, Watcher};
+use super::resume::{self, Lost, Progress, Stage, State};
 use super::step::PrivateStep;
 use super::summary::{AdapterSummary, RunSummary};
-use crate::budget::Budget;
+use crate::budget::{Budget, Registered};
 use crate::controller::{
     AdapterView, Controller, Decision, Observation, Outcome, Visible, WarmUpRule,
 };
 use crate::error::RldpError;
+use crate::report::SelfAudit;
 
 /// The private table, encoded, in its three disjoint parts.
 pub struct TrainingData {
@@ -44,6 +46,8 @@ pub struct TrainingData {
     pub unit: String,
     /// Keyed fingerprint of the table.
     pub fingerprint: String,
+    /// Keyed fingerprint of the three parts: see [`token_fingerprint`](super::token_fingerprint).
+    pub token_fingerprint: String,
 }
 
 /// Where and how a run takes place, beside its settings.
@@ -54,12 +58,18 @@ pub struct RunSetup {
     pub lora: LoraConfig,
     /// The base model's name, for the adapter's file.
     pub base_model: String,
+    /// Fingerprint of the base model's weights: see [`model_fingerprint`](super::model_fingerprint).
+    pub base_model_fingerprint: String,
     /// Where to compute, without autodiff.
     pub device: Device,
     /// A seed makes the run reproducible and not private.
     pub seed: Option<u64>,
-    /// The run folder; it must exist and hold no run.
-    pub folder: PathBuf,
+    /// The run folder.
+    pub folder: RunFolder,
+    /// Go on with the run that the folder holds. A folder without a run begins one either way.
+    pub resume: bool,
+    /// A checkpoint is written after every so many steps, and after every held-out query.
+    pub checkpoint_every: u64,
     /// When the run was started, as text.
     pub created: String,
 }
@@ -74,13 +84,19 @@ pub const ADAPTER_FOLDER: &str = "adapter";
 /// Fine-tunes `model`'s adapters on the training part and writes the run folder: ledger, metrics, adapter and what
 /// the controller learned. Gives what was released.
 ///
+/// A run that was interrupted at any moment goes on if called again with [`RunSetup::resume`]. A seeded run then ends
+/// as if it had never been interrupted, bit for bit. In a private run whatever the ledger holds stays spent: a step or query
+/// whose result was lost is not taken again, the noise of all others is drawn afresh, and the run ends with fewer
+/// updates, never with a larger epsilon.
+///
 /// # Guarantee
 /// Without a seed, everything written, given back and told to `watcher` is (`config.epsilon`, delta)-DP for adding
-/// or removing one unit, whatever the controller does (`docs/guarantee.md`). With a seed nothing is private, and the
-/// ledger says so.
+/// or removing one unit, whatever the controller does and however often the run is interrupted and resumed
+/// (`docs/guarantee.md`). With a seed nothing is private, and the ledger says so.
 ///
 /// # Errors
-/// See [`RldpError`]. What was spent before an error is in the ledger.
+/// See [`RldpError`]. What was spent before an error is in the ledger. A folder that holds a run which is not to be
+/// resumed, or one that was started with other settings, data or model, is refused.
 pub fn fine_tune<M: LanguageModel>(
     model: &mut M,
     data: TrainingData,
@@ -89,23 +105,61 @@ pub fn fine_tune<M: LanguageModel>(
     watcher: &mut dyn Watcher,
 ) -> Result<RunSummary, RldpError> {
     setup.config.validate()?;
-    let mut run = Run::prepare(model, data, controller.name(), setup, watcher)?;
+    let mut run = Run::prepare(model, data, controller, setup, watcher)?;
     run.train(model, controller, watcher)?;
-    let adapter = setup.folder.join(ADAPTER_FOLDER);
-    save_adapter(model, &setup.lora, Some(&setup.base_model), &adapter)?;
+    setup.folder.write_folder(ADAPTER_FOLDER, |folder| {
+        Ok(save_adapter(
+            model,
+            &setup.lora,
+            Some(&setup.base_model),
+            folder,
+        )?)
+    })?;
     let mut files = vec![
         LEDGER_FILE.to_owned(),
         METRICS_FILE.to_owned(),
         ADAPTER_FOLDER.to_owned(),
     ];
-    files.extend(controller.save(&setup.folder)?);
+    files.extend(controller.save(setup.folder.path())?);
     watcher.end();
     run.summary(files)
+}
+
+/// A run's source of randomness. Only the seeded one has a position that can be kept.
+enum RunRandom {
+    Private(SecureRandom),
+    Seeded(SeededRandom),
+}
+
+impl RunRandom {
+    /// A private run draws a fresh key in every process: no noise is ever drawn twice.
+    fn new(seed: Option<u64>, position: u128) -> Result<Self, RldpError> {
+        Ok(match seed {
+            None => Self::Private(SecureRandom::new()?),
+            Some(seed) => Self::Seeded(SeededRandom::at(seed, position)),
+        })
+    }
+
+    fn source(&mut self) -> &mut dyn Random {
+        match self {
+            Self::Private(random) => random,
+            Self::Seeded(random) => random,
+        }
+    }
+
+    fn position(&self) -> Option<String> {
+        match self {
+            Self::Private(_) => None,
+            Self::Seeded(random) => Some(random.position().to_string()),
+        }
+    }
 }
 
 /// The state of a run.
 struct Run<'a> {
     setup: &'a RunSetup,
+    /// Fingerprint of the ledger's header.
+    run: String,
     controller: &'static str,
     unit: String,
     units: usize,
@@ -114,23 +168,41 @@ struct Run<'a> {
     budget: Budget,
     ledger: LedgerWriter,
     metrics: MetricsWriter,
-    random: Box<dyn Random>,
+    random: RunRandom,
     step: PrivateStep,
     validation: Option<HeldOut>,
     public_validation: Option<Vec<TokenUnit>>,
     test: HeldOut,
-    self_audit: crate::report::SelfAudit,
+    self_audit: SelfAudit,
     statistics: IntervalStatistics,
     records: Vec<Record>,
+    progress: Progress,
+    checkpoints: Checkpoints,
 }
 
-impl<'a> Run<'a> {
-    fn prepare<M: LanguageModel>(
+/// What a run is about, before anything is spent.
+struct Ground {
+    step: PrivateStep,
+    target: PrivacyTarget,
+    sampling_rate: f64,
+    unit: String,
+    units: usize,
+    validation: Option<HeldOut>,
+    public_validation: Option<Vec<TokenUnit>>,
+    test: HeldOut,
+    /// The header's parameters, but for the nominal noise multiplier.
+    parameters: serde_json::Value,
+}
+
+/// The header's parameter that wishes are relative to.
+const NOMINAL: &str = "nominal_noise_multiplier";
+
+impl Ground {
+    fn new<M: LanguageModel>(
         model: &M,
         data: TrainingData,
         controller: &'static str,
-        setup: &'a RunSetup,
-        watcher: &mut dyn Watcher,
+        setup: &RunSetup,
     ) -> Result<Self, RldpError> {
         let config = &setup.config;
         for (part, units) in [
@@ -145,97 +217,328 @@ impl<'a> Run<'a> {
                 });
             }
         }
-        let delta = config.delta_for(data.units);
-        let target = PrivacyTarget::new(config.epsilon, delta)?;
-        let step = PrivateStep::new(
-            model,
-            data.training,
-            data.training_population,
-            config,
-            &setup.device,
-        )?;
-        let sampling_rate = config.batch_size / data.training_population as f64;
-        watcher.phase("calibrating the noise to the budget");
-        let budget = Budget::calibrate(config.budget, &target, sampling_rate, config.steps)?;
-        let mut random: Box<dyn Random> = match setup.seed {
-            None => Box::new(SecureRandom::new()?),
-            Some(seed) => Box::new(SeededRandom::new(seed)),
+        let target = PrivacyTarget::new(config.epsilon, config.delta_for(data.units))?;
+        let parameters = json!({
+            "units": data.units,
+            "training_population": data.training_population,
+            "batch_size": config.batch_size,
+            "fingerprint": data.fingerprint,
+            "token_fingerprint": data.token_fingerprint,
+            "public_validation": data.public_validation.is_some(),
+            "controller": controller,
+            "base_model": setup.base_model,
+            "base_model_fingerprint": setup.base_model_fingerprint,
+            "seed": setup.seed,
+            "settings": settings(setup)?,
+            "lora": setup.lora,
+        });
+        let held_out = |part, units, queries| {
+            HeldOut::prepare(part, units, &target, queries, config.loss_bound)
         };
-        watcher.phase("auditing the mechanism with canaries");
-        let dimensions: Vec<usize> = step
-            .references()
-            .iter()
-            .map(|adapter| adapter.trainable_parameters())
-            .collect();
-        let rule = WarmUpRule::new(&dimensions, config.clipping_norm)?;
-        let first = Segment::new(sampling_rate, budget.nominal(), 1)?;
-        let plan = step.plan(&first, &rule.decision())?;
-        let self_audit = self_audit(&plan, delta, &setup.device, random.as_mut())?;
-        let header = Header {
-            version: LEDGER_VERSION,
-            created: setup.created.clone(),
-            unit: data.unit.clone(),
-            adjacency: Adjacency::AddRemove,
-            target,
-            private: setup.seed.is_none(),
-            budget: budget.record(),
-            parameters: json!({
-                "units": data.units,
-                "training_population": data.training_population,
-                "batch_size": config.batch_size,
-                "fingerprint": data.fingerprint,
-                "controller": controller,
-                "base_model": setup.base_model,
-            }),
-        };
-        let mut ledger = LedgerWriter::create(setup.folder.join(LEDGER_FILE), &header)?;
-        if let Some(seed) = setup.seed {
-            ledger.append(&Event::Note {
-                text: format!("NOT private: all randomness comes from the seed {seed}"),
-            })?;
-        }
-        let metrics = MetricsWriter::create(&setup.folder.join(METRICS_FILE))?;
         let validation = match data.public_validation {
             Some(_) => None,
-            None => Some(HeldOut::new(
-                "validation",
+            None => Some(held_out(
+                VALIDATION,
                 data.validation,
-                &target,
-                config.decisions + 1,
-                config.loss_bound,
-                &mut ledger,
-                random.as_mut(),
+                decisions(config) + 1,
             )?),
         };
-        let test = HeldOut::new(
-            "test",
-            data.test,
-            &target,
-            2,
-            config.loss_bound,
-            &mut ledger,
-            random.as_mut(),
-        )?;
-        let statistics = IntervalStatistics::new(step.references().len());
         Ok(Self {
-            setup,
-            controller,
+            step: PrivateStep::new(
+                model,
+                data.training,
+                data.training_population,
+                config,
+                &setup.device,
+            )?,
+            sampling_rate: config.batch_size / data.training_population as f64,
             unit: data.unit,
             units: data.units,
-            delta,
-            sampling_rate,
+            validation,
+            public_validation: data.public_validation,
+            test: held_out(TEST, data.test, 2)?,
+            target,
+            parameters,
+        })
+    }
+
+    fn header(&self, setup: &RunSetup, budget: BudgetRecord, nominal: f64) -> Header {
+        let mut parameters = self.parameters.clone();
+        parameters[NOMINAL] = json!(nominal);
+        Header {
+            version: LEDGER_VERSION,
+            created: setup.created.clone(),
+            unit: self.unit.clone(),
+            adjacency: Adjacency::AddRemove,
+            target: self.target,
+            private: setup.seed.is_none(),
+            budget,
+            parameters,
+        }
+    }
+}
+
+const VALIDATION: &str = "validation";
+const TEST: &str = "test";
+
+/// Decisions of a run: no more than steps.
+fn decisions(config: &TrainerConfig) -> u64 {
+    config.decisions.min(config.steps)
+}
+
+/// The settings as the ledger registers them. How many rows are computed at once changes no guarantee, and a private run
+/// may be resumed with another number; a seeded run must repeat itself.
+fn settings(setup: &RunSetup) -> Result<serde_json::Value, RldpError> {
+    let mut settings = serde_json::to_value(&setup.config).map_err(|source| RldpError::Json {
+        what: "the settings",
+        source,
+    })?;
+    if let (None, Some(settings)) = (setup.seed, settings.as_object_mut()) {
+        settings.remove("micro-batch");
+    }
+    Ok(settings)
+}
+
+impl<'a> Run<'a> {
+    fn prepare<M: LanguageModel>(
+        model: &mut M,
+        data: TrainingData,
+        controller: &mut dyn Controller,
+        setup: &'a RunSetup,
+        watcher: &mut dyn Watcher,
+    ) -> Result<Self, RldpError> {
+        let ground = Ground::new(model, data, controller.name(), setup)?;
+        let ledger_path = setup.folder.join(LEDGER_FILE);
+        if setup.folder.holds_run()? {
+            if !setup.resume {
+                return Err(RldpError::RunExists {
+                    path: setup.folder.path().to_owned(),
+                });
+            }
+            Self::resumed(model, ground, controller, setup, watcher)
+        } else {
+            if setup.folder.join(CHECKPOINT_FOLDER).exists() {
+                return Err(RldpError::Damaged {
+                    path: ledger_path,
+                    reason: "there are checkpoints without a ledger: what was spent is not known"
+                        .to_owned(),
+                });
+            }
+            setup.folder.clear_unbegun()?;
+            Self::begun(ground, controller.name(), setup, watcher)
+        }
+    }
+
+    /// A run from its start.
+    fn begun(
+        ground: Ground,
+        controller: &'static str,
+        setup: &'a RunSetup,
+        watcher: &mut dyn Watcher,
+    ) -> Result<Self, RldpError> {
+        let config = &setup.config;
+        watcher.phase("calibrating the noise to the budget");
+        let budget = Budget::calibrate(
+            config.budget,
+            &ground.target,
+            ground.sampling_rate,
+            config.steps,
+        )?;
+        let mut random = RunRandom::new(setup.seed, 0)?;
+        let self_audit = audit(&ground, &budget, setup, &mut random, watcher)?;
+        let header = ground.header(setup, budget.record(), budget.nominal());
+        let ledger = LedgerWriter::create(setup.folder.join(LEDGER_FILE), &header)?;
+        let metrics = MetricsWriter::create(&setup.folder.join(METRICS_FILE))?;
+        let (checkpoints, _) = Checkpoints::open::<State>(&setup.folder)?;
+        let mut run = Self {
+            run: resume::run_fingerprint(&header)?,
+            setup,
+            controller,
+            unit: ground.unit,
+            units: ground.units,
+            delta: ground.target.delta,
+            sampling_rate: ground.sampling_rate,
             budget,
             ledger,
             metrics,
             random,
-            step,
-            validation,
-            public_validation: data.public_validation,
-            test,
+            statistics: IntervalStatistics::new(ground.step.references().len()),
+            step: ground.step,
+            validation: ground.validation,
+            public_validation: ground.public_validation,
+            test: ground.test,
             self_audit,
-            statistics,
             records: Vec::new(),
-        })
+            progress: Progress::new(),
+            checkpoints,
+        };
+        run.note_seed()?;
+        Ok(run)
+    }
+
+    /// An interrupted run, from its last checkpoint and its ledger.
+    fn resumed<M: LanguageModel>(
+        model: &mut M,
+        mut ground: Ground,
+        controller: &mut dyn Controller,
+        setup: &'a RunSetup,
+        watcher: &mut dyn Watcher,
+    ) -> Result<Self, RldpError> {
+        let config = &setup.config;
+        let path = setup.folder.join(LEDGER_FILE);
+        let found = Ledger::read(&path)?;
+        // What was registered is played on, not calibrated again: another build may round otherwise.
+        let nominal = found.header.parameters[NOMINAL].as_f64();
+        let header = ground.header(setup, found.header.budget.clone(), nominal.unwrap_or(1.0));
+        let differences = found.header.differences(&header);
+        if !differences.is_empty() {
+            return Err(RldpError::Changed { differences });
+        }
+        if !matches!(found.header.budget, BudgetRecord::Filter { .. }) {
+            // A filter refuses beyond its target by itself.
+            let registered = found.epsilon_upper(ground.target.delta)?.training.guarantee;
+            if registered > config.epsilon * (1.0 + 1e-9) {
+                return Err(RldpError::Damaged {
+                    path,
+                    reason: "the registered budget exceeds the target".to_owned(),
+                });
+            }
+        }
+        let run = resume::run_fingerprint(&found.header)?;
+        let (checkpoints, loaded) = Checkpoints::open::<State>(&setup.folder)?;
+        if let Some(foreign) = loaded.as_ref().filter(|loaded| loaded.state.run != run) {
+            return Err(RldpError::Damaged {
+                path: foreign.folder.clone(),
+                reason: "the checkpoint is of another run than the ledger".to_owned(),
+            });
+        }
+        let state = loaded.as_ref().map(|loaded| &loaded.state);
+        let done = state.map_or(0, |state| state.ledger_events);
+        let registered = Registered {
+            record: &header.budget,
+            target: &ground.target,
+            sampling_rate: ground.sampling_rate,
+            steps: config.steps,
+            nominal: nominal.unwrap_or(1.0),
+        };
+        let (ledger, spent) = if setup.seed.is_some() {
+            LedgerWriter::repeat(&path, &header, done)?
+        } else {
+            let budget = Budget::restore(&registered, resume::steps(&found.events)?)?;
+            for part in ground.validation.iter_mut().chain([&mut ground.test]) {
+                part.restore(resume::queries(&found.events, part.part()), None);
+            }
+            LedgerWriter::resume(&path, &header, &in_doubt(&ground, &budget, &found))?
+        };
+        if (spent.events.len() as u64) < done {
+            return Err(RldpError::Damaged {
+                path,
+                reason: "the ledger is shorter than the checkpoint says".to_owned(),
+            });
+        }
+        let budget = Budget::restore(&registered, resume::steps(&spent.events)?)?;
+        let before = |part: &str| resume::queries(&spent.events[..done as usize], part);
+        let after = |part: &str| resume::queries(&spent.events[done as usize..], part);
+        let mut progress = state.map_or_else(Progress::new, |state| state.progress.clone());
+        let (validation_count, test_count) = state.map_or((None, None), |state| {
+            (state.validation_count, state.test_count)
+        });
+        // The torn line may have spent more since the ledger was read.
+        let already = |part: &HeldOut| resume::queries(&found.events, part.part());
+        let seeded = setup.seed.is_some();
+        for (part, count) in [
+            (ground.validation.as_mut(), validation_count),
+            (Some(&mut ground.test), test_count),
+        ] {
+            if let Some(part) = part {
+                let name = part.part();
+                let total = before(name) + after(name);
+                part.restore(if seeded { total } else { total - already(part) }, count);
+            }
+        }
+        progress.lost.queries += after(VALIDATION) + after(TEST);
+        let taken = resume::steps(&spent.events)?.len() as u64;
+        progress.lost.steps += taken - progress.taken;
+        progress.taken = taken;
+
+        let position = state
+            .and_then(|state| state.random.as_deref())
+            .map(str::parse)
+            .transpose()
+            .map_err(|_| RldpError::Damaged {
+                path: setup.folder.join(CHECKPOINT_FOLDER),
+                reason: "the random position is no number".to_owned(),
+            })?;
+        let mut random = RunRandom::new(setup.seed, position.unwrap_or(0))?;
+        let metrics_path = setup.folder.join(METRICS_FILE);
+        let bytes = state.map_or(0, |state| state.metrics_bytes);
+        let (metrics, records) = MetricsWriter::resume(&metrics_path, bytes)?;
+        let (statistics, self_audit) = match &loaded {
+            Some(Loaded { folder, state, .. }) => (
+                resume::restore(
+                    folder,
+                    state,
+                    &setup.lora,
+                    model,
+                    &mut ground.step,
+                    controller,
+                )?,
+                state.self_audit.clone(),
+            ),
+            None => (
+                IntervalStatistics::new(ground.step.references().len()),
+                audit(&ground, &budget, setup, &mut random, watcher)?,
+            ),
+        };
+        for error in loaded.iter().flat_map(|loaded| &loaded.damaged) {
+            watcher.phase(&format!("{error}: going on from the checkpoint before it"));
+        }
+        watcher.phase(&format!(
+            "resuming after step {} of {} ({} steps and {} queries spent, their results lost)",
+            progress.taken, config.steps, progress.lost.steps, progress.lost.queries
+        ));
+        let mut resumed = Self {
+            run,
+            setup,
+            controller: controller.name(),
+            unit: ground.unit,
+            units: ground.units,
+            delta: ground.target.delta,
+            sampling_rate: ground.sampling_rate,
+            budget,
+            ledger,
+            metrics,
+            random,
+            statistics,
+            step: ground.step,
+            validation: ground.validation,
+            public_validation: ground.public_validation,
+            test: ground.test,
+            self_audit,
+            records,
+            progress,
+            checkpoints,
+        };
+        if !seeded {
+            let Lost { steps, queries } = resumed.progress.lost;
+            resumed.ledger.append(&Event::Note {
+                text: format!(
+                    "resumed; {steps} steps and {queries} queries so far were spent without their result being kept"
+                ),
+            })?;
+        } else if done == 0 {
+            resumed.note_seed()?;
+        }
+        Ok(resumed)
+    }
+
+    fn note_seed(&mut self) -> Result<(), RldpError> {
+        if let Some(seed) = self.setup.seed {
+            self.ledger.append(&Event::Note {
+                text: format!("NOT private: all randomness comes from the seed {seed}"),
+            })?;
+        }
+        Ok(())
     }
 
     fn train<M: LanguageModel>(
@@ -244,76 +547,182 @@ impl<'a> Run<'a> {
         controller: &mut dyn Controller,
         watcher: &mut dyn Watcher,
     ) -> Result<(), RldpError> {
-        let config = &self.setup.config;
-        let decisions = config.decisions.min(config.steps);
-        watcher.phase("releasing the losses before training");
-        self.test_loss(model, 0, watcher)?;
-        let initial = self.validation_loss(model, 0, watcher)?;
-        watcher.begin(config.steps);
-        let mut loss = initial;
-        let mut taken = 0;
-        let mut decision = None;
-        let mut finished = false;
-        for index in 0..decisions {
-            let end = (index + 1) * config.steps / decisions;
-            let current = match decision.take() {
-                None => {
-                    let observation = self.observation(model, taken, loss, initial, loss, None)?;
-                    controller.decide(&observation)?
+        let mut begun = false;
+        while self.progress.stage != Stage::Done {
+            let stage = self.progress.stage;
+            if stage == Stage::CountValidation {
+                watcher.phase("releasing the losses before training");
+            } else if matches!(stage, Stage::Decide | Stage::Step) && !begun {
+                watcher.begin(self.setup.config.steps);
+                begun = true;
+            }
+            self.advance(model, controller, watcher)?;
+            // What was released is worth keeping at once; the rest can be done again.
+            let worth = match stage {
+                Stage::Decide | Stage::Learn => false,
+                Stage::Step => {
+                    self.progress.stage == Stage::Step
+                        && self
+                            .progress
+                            .taken
+                            .is_multiple_of(self.setup.checkpoint_every.max(1))
                 }
-                Some(current) => current,
+                _ => true,
             };
-            self.record(decision_record(taken, &current), watcher)?;
-            while taken < end {
-                match self.one_step(model, taken, &current, watcher)? {
-                    true => taken += 1,
-                    false => {
-                        finished = true;
-                        break;
-                    }
+            if worth {
+                self.checkpoint(model, controller)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does the next thing: at most one release.
+    fn advance<M: LanguageModel>(
+        &mut self,
+        model: &mut M,
+        controller: &mut dyn Controller,
+        watcher: &mut dyn Watcher,
+    ) -> Result<(), RldpError> {
+        let config = &self.setup.config;
+        let decisions = decisions(config);
+        self.progress.stage = match self.progress.stage {
+            Stage::CountValidation => {
+                if let Some(part) = &mut self.validation {
+                    count_units(part, &mut self.ledger, &mut self.random, watcher)?;
+                }
+                Stage::CountTest
+            }
+            Stage::CountTest => {
+                count_units(&mut self.test, &mut self.ledger, &mut self.random, watcher)?;
+                Stage::TestBefore
+            }
+            Stage::TestBefore => {
+                // One is kept for the end.
+                self.test_loss(model, 2, watcher)?;
+                Stage::ValidationBefore
+            }
+            Stage::ValidationBefore => {
+                // Without any query left, the bound is the one number known beforehand.
+                let loss = self.validation_loss(model, 1, watcher)?;
+                self.progress.initial = loss.unwrap_or(config.loss_bound);
+                self.progress.loss = self.progress.initial;
+                self.progress.before = self.progress.initial;
+                Stage::Decide
+            }
+            Stage::Decide => {
+                let observation = self.observation(model, None)?;
+                let decision = controller.decide(&observation)?;
+                self.decided(decision, watcher)?;
+                Stage::Step
+            }
+            Stage::Step => {
+                let end = (self.progress.interval + 1) * config.steps / decisions;
+                if self.progress.taken >= end || self.progress.played_out {
+                    Stage::Validation
+                } else {
+                    self.progress.played_out = !self.one_step(model, watcher)?;
+                    Stage::Step
                 }
             }
-            let before = loss;
-            loss = self.validation_loss(model, taken, watcher)?;
-            let next = self.observation(model, taken, loss, initial, before, Some(&current))?;
-            finished |= index + 1 == decisions;
-            controller.outcome(&Outcome {
-                reward: next.improvement,
-                next: next.clone(),
-                finished,
-            })?;
-            if finished {
-                break;
+            Stage::Validation => {
+                let planned = decisions - self.progress.interval;
+                let loss = self.validation_loss(model, planned, watcher)?;
+                self.progress.before = self.progress.loss;
+                self.progress.loss = loss.unwrap_or(self.progress.before);
+                Stage::Learn
             }
-            decision = Some(controller.decide(&next)?);
-        }
-        self.test_loss(model, taken, watcher)
+            Stage::Learn => {
+                let decision = self.progress.decision.clone();
+                let next = self.observation(model, decision.as_ref())?;
+                self.progress.interval += 1;
+                let finished = self.progress.interval == decisions || self.progress.played_out;
+                controller.outcome(&Outcome {
+                    reward: next.improvement,
+                    next: next.clone(),
+                    finished,
+                })?;
+                if finished {
+                    Stage::TestAfter
+                } else {
+                    let decision = controller.decide(&next)?;
+                    self.decided(decision, watcher)?;
+                    Stage::Step
+                }
+            }
+            Stage::TestAfter => {
+                self.test_loss(model, 1, watcher)?;
+                Stage::Done
+            }
+            Stage::Done => Stage::Done,
+        };
+        Ok(())
+    }
+
+    fn decided(&mut self, decision: Decision, watcher: &mut dyn Watcher) -> Result<(), RldpError> {
+        self.record(decision_record(self.progress.taken, &decision), watcher)?;
+        self.progress.decision = Some(decision);
+        Ok(())
+    }
+
+    /// Writes everything that the rest of the run depends on to the disk.
+    fn checkpoint<M: LanguageModel>(
+        &mut self,
+        model: &M,
+        controller: &dyn Controller,
+    ) -> Result<(), RldpError> {
+        let state = State {
+            run: self.run.clone(),
+            ledger_events: self.ledger.events(),
+            metrics_bytes: self.metrics.sync()?,
+            random: self.random.position(),
+            progress: self.progress.clone(),
+            validation_count: self.validation.as_ref().and_then(HeldOut::count),
+            test_count: self.test.count(),
+            statistics: self.statistics.clone(),
+            self_audit: self.self_audit.clone(),
+            controller: serde_json::Value::Null,
+        };
+        let (step, statistics) = (&self.step, &self.statistics);
+        self.checkpoints.write(|folder| {
+            let controller = resume::save(folder, model, step, statistics, controller)?;
+            Ok(State {
+                controller,
+                ..state
+            })
+        })
     }
 
     /// Takes one step; false when the budget is played out.
     fn one_step<M: LanguageModel>(
         &mut self,
         model: &mut M,
-        taken: u64,
-        decision: &Decision,
         watcher: &mut dyn Watcher,
     ) -> Result<bool, RldpError> {
         let config = &self.setup.config;
+        let taken = self.progress.taken;
+        let decision = self
+            .progress
+            .decision
+            .as_ref()
+            .ok_or(RldpError::NoAdapters)?;
         let Some(segment) = self.budget.play(decision.noise.0)? else {
             return Ok(false);
         };
         let plan = self.step.plan(&segment, decision)?;
         let learning_rate = config.scheduled_learning_rate(taken) * decision.learning_rate_factor;
-        let before = (taken == 0).then(|| squared_norms(&adapters(model)));
-        let release = self.step.take(
+        let beta_1 = decision.beta_1;
+        let release = self.step.release(
             taken + 1,
             model,
             &plan,
-            learning_rate,
-            decision.beta_1,
             &mut self.ledger,
-            self.random.as_mut(),
+            self.random.source(),
         )?;
+        self.progress.taken += 1;
+        watcher.released(&plan.event(taken + 1));
+        let before = (self.progress.applied == 0).then(|| squared_norms(&adapters(model)));
+        self.step.apply(model, &release, learning_rate, beta_1)?;
+        self.progress.applied += 1;
         if let Some(before) = before {
             check_moved(&before, &squared_norms(&adapters(model)), learning_rate)?;
         }
@@ -333,7 +742,7 @@ impl<'a> Run<'a> {
             clipped_fractions: clipped,
             training_loss: release.mean_loss.as_ref().map(|loss| *loss.value.value()),
             learning_rate,
-            beta_1: decision.beta_1,
+            beta_1,
             epsilon_spent: self.budget.epsilon_played(self.delta)?,
         });
         self.record(record, watcher)?;
@@ -351,16 +760,20 @@ impl<'a> Run<'a> {
         self.statistics.add(gradients, &noise, clipped);
     }
 
+    /// What the controller sees now; `decision` is the one in force.
     fn observation<M: LanguageModel>(
         &mut self,
         model: &M,
-        taken: u64,
-        loss: Visible,
-        initial: Visible,
-        last: Visible,
         decision: Option<&Decision>,
     ) -> Result<Observation, RldpError> {
         let config = &self.setup.config;
+        let Progress {
+            taken,
+            initial,
+            loss,
+            before,
+            ..
+        } = self.progress;
         let norms = squared_norms(&adapters(model));
         if let Some(bad) = norms.iter().find(|norm| !norm.is_finite()) {
             return Err(RldpError::NotFinite {
@@ -388,9 +801,9 @@ impl<'a> Run<'a> {
         Ok(Observation {
             progress: taken as f64 / config.steps as f64,
             spent: self.budget.epsilon_played(self.delta)? / config.epsilon,
-            validation_loss: loss,
-            initial_loss: initial,
-            improvement: Visible::post_processed(last.get() - loss.get()),
+            validation_loss: Visible::post_processed(loss),
+            initial_loss: Visible::post_processed(initial),
+            improvement: Visible::post_processed(before - loss),
             noise_multiplier: self.budget.nominal() * decision.map_or(1.0, |d| d.noise.0),
             learning_rate_factor: decision.map_or(1.0, |d| d.learning_rate_factor),
             beta_1: decision.map_or(0.8, |d| d.beta_1),
@@ -398,65 +811,69 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// The validation loss: released from the validation part, or exact on public text.
+    /// The validation loss: released from the validation part, or exact on public text. None if fewer than `planned`
+    /// queries are left, since a crash lost one: the later ones matter more.
     fn validation_loss<M: LanguageModel>(
         &mut self,
         model: &M,
-        taken: u64,
+        planned: u64,
         watcher: &mut dyn Watcher,
-    ) -> Result<Visible, RldpError> {
+    ) -> Result<Option<f64>, RldpError> {
         let (config, device) = (&self.setup.config, &self.setup.device);
         let (part, loss, noise) = match (&mut self.validation, &self.public_validation) {
             (Some(part), _) => {
+                if part.count().is_none() || part.left() < planned {
+                    return Ok(None);
+                }
                 let released = part.release_loss(
                     model,
                     config.micro_batch,
                     device,
                     &mut self.ledger,
-                    self.random.as_mut(),
+                    self.random.source(),
                 )?;
-                (part.part(), Visible::from(&released.loss), released.noise)
+                watcher.released(&part.event("mean loss"));
+                (part.part(), *released.loss.value(), released.noise)
             }
             (None, units) => {
                 let units = units.as_deref().unwrap_or_default();
                 let loss = public_loss(model, units, config.micro_batch, device)?;
-                ("public-validation", Visible::public(loss), 0.0)
+                ("public-validation", loss, 0.0)
             }
         };
-        self.held_out_record(part, taken, loss.get(), noise, watcher)?;
-        Ok(loss)
+        self.held_out_record(part, loss, noise, watcher)?;
+        Ok(Some(loss))
     }
 
+    /// Releases the test loss, unless fewer than `planned` queries are left.
     fn test_loss<M: LanguageModel>(
         &mut self,
         model: &M,
-        taken: u64,
+        planned: u64,
         watcher: &mut dyn Watcher,
     ) -> Result<(), RldpError> {
+        if self.test.count().is_none() || self.test.left() < planned {
+            return Ok(());
+        }
         let released = self.test.release_loss(
             model,
             self.setup.config.micro_batch,
             &self.setup.device,
             &mut self.ledger,
-            self.random.as_mut(),
+            self.random.source(),
         )?;
-        self.held_out_record(
-            "test",
-            taken,
-            *released.loss.value(),
-            released.noise,
-            watcher,
-        )
+        watcher.released(&self.test.event("mean loss"));
+        self.held_out_record(TEST, *released.loss.value(), released.noise, watcher)
     }
 
     fn held_out_record(
         &mut self,
         part: &str,
-        step: u64,
         loss: f64,
         noise: f64,
         watcher: &mut dyn Watcher,
     ) -> Result<(), RldpError> {
+        let step = self.progress.taken;
         if !loss.is_finite() {
             return Err(RldpError::NotFinite {
                 what: "a held-out loss",
@@ -508,8 +925,64 @@ impl<'a> Run<'a> {
                 .collect(),
             records: self.records,
             files,
+            lost: self.progress.lost,
         })
     }
+}
+
+/// Releases a part's number of units, unless that is known or its queries are spent.
+fn count_units(
+    part: &mut HeldOut,
+    ledger: &mut LedgerWriter,
+    random: &mut RunRandom,
+    watcher: &mut dyn Watcher,
+) -> Result<(), RldpError> {
+    if part.count().is_none() && part.left() > 0 {
+        part.release_count(ledger, random.source())?;
+        watcher.released(&part.event("number of units"));
+    }
+    Ok(())
+}
+
+/// The audit of the run's own first step, on made-up gradients.
+fn audit(
+    ground: &Ground,
+    budget: &Budget,
+    setup: &RunSetup,
+    random: &mut RunRandom,
+    watcher: &mut dyn Watcher,
+) -> Result<SelfAudit, RldpError> {
+    watcher.phase("auditing the mechanism with canaries");
+    let dimensions: Vec<usize> = ground
+        .step
+        .references()
+        .iter()
+        .map(|adapter| adapter.trainable_parameters())
+        .collect();
+    let rule = WarmUpRule::new(&dimensions, setup.config.clipping_norm)?;
+    let first = Segment::new(ground.sampling_rate, budget.nominal(), 1)?;
+    let plan = ground.step.plan(&first, &rule.decision())?;
+    self_audit(&plan, ground.target.delta, &setup.device, random.source())
+}
+
+/// What a torn last line of the ledger may have been: the step that loses most, and a query of any part that has one left.
+fn in_doubt(ground: &Ground, budget: &Budget, ledger: &Ledger) -> Vec<Event> {
+    let step = budget.worst_left().map(|step| Event::Step {
+        step: ledger.steps() + 1,
+        sampling_rate: step.sampling_rate(),
+        noise_multiplier: step.noise_multiplier(),
+        group_noise_multipliers: Vec::new(),
+        clipping_norms: Vec::new(),
+        telemetry: Vec::new(),
+    });
+    let parts = ground.validation.iter().chain([&ground.test]);
+    step.into_iter()
+        .chain(
+            parts
+                .filter(|part| part.left() > 0)
+                .map(|part| part.event("lost in a crash")),
+        )
+        .collect()
 }
 
 fn decision_record(taken: u64, decision: &Decision) -> Record {

@@ -1,5 +1,8 @@
 //! One private step: sample, per-example gradients, clip, ledger, noise, update.
 
+use std::path::Path;
+
+use burn::optim::OptimizerRecord;
 use burn::tensor::{Device, Tensor};
 use rldp_accounting::Segment;
 use rldp_accounting::ledger::LedgerWriter;
@@ -101,6 +104,12 @@ impl PrivateStep {
         &self.references
     }
 
+    /// Where steps are computed.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The plan of a step that plays `segment` under `decision`.
     ///
     /// # Errors
@@ -150,6 +159,23 @@ impl PrivateStep {
         ledger: &mut LedgerWriter,
         random: &mut dyn Random,
     ) -> Result<StepRelease, RldpError> {
+        let release = self.release(number, model, plan, ledger, random)?;
+        self.apply(model, &release, learning_rate, beta_1)?;
+        Ok(release)
+    }
+
+    /// The first half of [`PrivateStep::take`]: samples, clips, writes the ledger's line and releases the noisy gradient.
+    ///
+    /// # Errors
+    /// As [`PrivateStep::take`].
+    pub fn release<M: LanguageModel>(
+        &mut self,
+        number: u64,
+        model: &M,
+        plan: &StepPlan,
+        ledger: &mut LedgerWriter,
+        random: &mut dyn Random,
+    ) -> Result<StepRelease, RldpError> {
         let sampled: Vec<&TokenUnit> = self
             .sampler
             .sample(random)
@@ -163,13 +189,61 @@ impl PrivateStep {
             accumulator.add(&gradients, losses_wanted.then(|| Private::new(losses)))?;
         }
         ledger.append(&plan.event(number))?;
-        let release = accumulator.release(random, &self.device)?;
+        Ok(accumulator.release(random, &self.device)?)
+    }
+
+    /// The second half of [`PrivateStep::take`]: moves the adapters by the released gradient.
+    ///
+    /// # Errors
+    /// A release of other groups.
+    pub fn apply<M: LanguageModel>(
+        &mut self,
+        model: &mut M,
+        release: &StepRelease,
+        learning_rate: f64,
+        beta_1: f64,
+    ) -> Result<(), RldpError> {
         self.beta_1.set(beta_1);
         let moved = self
             .optimizer
-            .step(learning_rate, adapters(model), &release)?;
+            .step(learning_rate, adapters(model), release)?;
         set_adapters(model, moved)?;
-        Ok(release)
+        Ok(())
+    }
+
+    /// Writes the inner optimizer's state into a file, for [`PrivateStep::restore_optimizer`].
+    ///
+    /// # Errors
+    /// [`RldpError::Damaged`] with the cause if it cannot be written.
+    pub fn save_optimizer(&self, path: &Path) -> Result<(), RldpError> {
+        self.optimizer.inner().save(path).map_err(damaged(path))
+    }
+
+    /// Takes the inner optimizer's state from a file: from here on it moves the adapters exactly as the one that was saved.
+    ///
+    /// # Errors
+    /// [`RldpError::Damaged`] for a file that is no optimizer state of these adapters.
+    pub fn restore_optimizer(&mut self, path: &Path) -> Result<(), RldpError> {
+        let record = OptimizerRecord::load(path).map_err(damaged(path))?;
+        let tensors = record.len();
+        let restored = self.optimizer.inner().clone().load_record(record);
+        // Burn leaves out what does not fit.
+        if restored.to_record().len() != tensors {
+            return Err(RldpError::Damaged {
+                path: path.to_owned(),
+                reason: "the optimizer's state is not of these adapters".to_owned(),
+            });
+        }
+        *self.optimizer.inner_mut() = restored;
+        Ok(())
+    }
+}
+
+fn damaged<E: std::fmt::Display>(path: &Path) -> impl FnOnce(E) -> RldpError {
+    let path = path.to_owned();
+    move |error| RldpError::Damaged {
+        path,
+        reason: error.to_string(),
     }
 }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::TrainerConfig;
 use super::records::{HeldOutRecord, Record, StepRecord};
+use super::resume::Lost;
 use crate::budget::BudgetKind;
 use crate::report::{Figure, Guarantee, RunReport, SelfAudit, Series, TableData};
 
@@ -45,6 +46,8 @@ pub struct RunSummary {
     pub records: Vec<Record>,
     /// Files in the run folder.
     pub files: Vec<String>,
+    /// What was spent without its result being kept, in crashes.
+    pub lost: Lost,
 }
 
 impl RunSummary {
@@ -149,6 +152,13 @@ impl RunSummary {
         report.noise_multiplier = vec![self.series("effective", |s| s.noise_multiplier)];
         report.adapter_noise_multipliers = self.per_adapter(|s| Some(&s.group_noise_multipliers));
         report.learning_rate = vec![self.series("learning rate", |s| s.learning_rate)];
+        if self.lost != Lost::default() {
+            report.warnings.push(format!(
+                "The run was interrupted: {} steps and {} held-out queries were spent without their result being kept. \
+                 They are in the ledger and in the guarantee.",
+                self.lost.steps, self.lost.queries
+            ));
+        }
         report.self_audit = Some(self.self_audit.clone());
         report.adapters = self.adapter_table();
         report.held_out_queries = self.query_table();
