@@ -98,8 +98,41 @@ pub fn finish(result: Result<(), ExampleError>) -> ExitCode {
             }
         }
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", with_causes(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// An error and its causes in one line, each cause that the text before it does not tell already.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let said = next.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = next.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_once() {
+        let cause = || std::io::Error::other("the disk is on fire");
+        let told = ExampleError::file("a.txt")(cause());
+        assert_eq!(with_causes(&told), "a.txt: the disk is on fire");
+        let silent = rldp_sac::SacError::Io {
+            action: "write",
+            path: "p".into(),
+            source: cause(),
+        };
+        let silent = ExampleError::Rldp(silent.into());
+        assert!(with_causes(&silent).ends_with(": the disk is on fire"));
     }
 }

@@ -222,12 +222,14 @@ fn data_cases(folder: &Path) -> Vec<Case> {
         &text,
         "part holds no privacy unit",
     );
+    let rows: String = (0..600).map(|row| format!("{m} said {row}\n")).collect();
+    let rows = format!("a\n{rows}");
     file(
         "a batch larger than the table",
         "t.csv",
-        format!("a\n{}", format!("{m} said something\n").repeat(60)).as_bytes(),
-        &["--text-column", "a", "--batch-size", "100"],
-        "batch size is 100, which is outside (0, units in training]",
+        rows.as_bytes(),
+        &["--text-column", "a", "--batch-size", "1000"],
+        "batch size is 1000, which is outside (0, units in training]",
     );
     cases
 }
@@ -404,9 +406,9 @@ fn other_cases(folder: &Path) -> Vec<Case> {
         "no-such/model",
     );
     with(
-        "a model named like a path to a secret",
-        &["--model", "https://user:pass@host/x"],
-        "nor is it a hub id",
+        "a model given as a URL with a password",
+        &["--model", "https://user:XQZPRIVATEXQZ@host/x"],
+        "***@host/x",
     );
     let model = broken_model(folder, "no-config", |path| {
         std::fs::remove_file(path.join("config.json")).unwrap()

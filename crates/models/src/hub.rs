@@ -17,7 +17,11 @@ pub fn resolve(model: &str) -> Result<PathBuf, ModelError> {
         return Ok(path.to_owned());
     }
     let failed = |reason: String| ModelError::Hub {
-        model: model.to_owned(),
+        // A URL may carry a password, and errors end in logs.
+        model: match model.rsplit_once('@') {
+            Some((_, host)) => format!("***@{host}"),
+            None => model.to_owned(),
+        },
         reason,
     };
     if !looks_like_id(model) {
