@@ -286,8 +286,8 @@ fn decisions(config: &TrainerConfig) -> u64 {
     config.decisions.min(config.steps)
 }
 
-/// The settings as the ledger registers them. How many rows are computed at once changes no guarantee, and a private run
-/// may be resumed with another number; a seeded run must repeat itself.
+/// The settings as the ledger registers them. How many rows are computed at once and what is kept in memory changes no
+/// guarantee, and a private run may be resumed with less; a seeded run must repeat itself.
 fn settings(setup: &RunSetup) -> Result<serde_json::Value, RldpError> {
     let mut settings = serde_json::to_value(&setup.config).map_err(|source| RldpError::Json {
         what: "the settings",
@@ -295,6 +295,7 @@ fn settings(setup: &RunSetup) -> Result<serde_json::Value, RldpError> {
     })?;
     if let (None, Some(settings)) = (setup.seed, settings.as_object_mut()) {
         settings.remove("micro-batch");
+        settings.remove("gradient-checkpointing");
     }
     Ok(settings)
 }
