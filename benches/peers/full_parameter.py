@@ -31,7 +31,8 @@ def build(shape, tied):
     shape = dict(shape)
     shape.pop("batch")
     config = GPT2Config(
-        **shape, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=tied, use_cache=False
+        **shape, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=tied, use_cache=False,
+        bos_token_id=0, eos_token_id=0
     )
     return GPT2LMHeadModel(config).train()
 
@@ -44,7 +45,7 @@ class Logits(torch.nn.Module):
         self.model = model
 
     def forward(self, ids):
-        positions = torch.arange(ids.shape[1]).expand(ids.shape[0], -1)
+        positions = torch.arange(ids.shape[1]).repeat(ids.shape[0], 1)
         return self.model(input_ids=ids, position_ids=positions).logits
 
 

@@ -1,12 +1,11 @@
 use burn::module::ParamId;
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
+use rayon::prelude::*;
 use rldp_lora::{ForwardHook, LoraLinear};
 
+use crate::fused::math;
 use crate::norm::{LayerNorm, RmsNorm};
 use crate::{Batch, LanguageModel};
-
-/// Logits per chunk: 4 MB of f32.
-const CHUNK: usize = 1 << 20;
 
 /// A language model that shows every parameter it has, layer by layer.
 ///
@@ -85,18 +84,6 @@ pub enum Normalisation {
         /// Added to the mean square.
         epsilon: f64,
     },
-}
-
-impl Normalisation {
-    /// Normalises.
-    pub fn apply(self, x: Tensor<3>) -> Tensor<3> {
-        let (x, epsilon) = match self {
-            Self::Layer { epsilon } => (x.clone() - x.mean_dim(2), epsilon),
-            Self::RootMeanSquare { epsilon } => (x, epsilon),
-        };
-        let mean_square = (x.clone() * x.clone()).mean_dim(2);
-        x * (mean_square + epsilon).sqrt().recip()
-    }
 }
 
 pub(crate) fn linear_slot(name: String, linear: &mut LoraLinear) -> LayerSlot<'_> {
@@ -180,13 +167,13 @@ fn projection_pass(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> Project
         true => tensor,
         false => tensor.select(0, counted.clone()),
     };
-    let spread = |parts: Vec<Tensor<2>>, width: usize| match (all, used) {
-        (true, _) => Tensor::cat(parts, 0),
+    let spread = |values: Tensor<2>, width: usize| match (all, used) {
+        (true, _) => values,
         (false, 0) => Tensor::zeros([count, width], &device),
         (false, _) => Tensor::zeros([count, width], &device).select_assign(
             0,
             counted.clone(),
-            Tensor::cat(parts, 0),
+            values,
             IndexingUpdateOp::Add,
         ),
     };
@@ -196,39 +183,18 @@ fn projection_pass(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> Project
         false => targets.select(0, counted.clone()),
     };
 
-    let (mut losses, mut errors, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
-    let chunk = (CHUNK / vocabulary).max(1);
-    for start in (0..used).step_by(chunk) {
-        let length = chunk.min(used - start);
-        let weights = weights.clone().narrow(0, start, length);
-        let targets = targets
-            .clone()
-            .narrow(0, start, length)
-            .reshape([length, 1]);
-        let logits = rows
-            .clone()
-            .narrow(0, start, length)
-            .matmul(head.clone().swap_dims(0, 1));
-        let maximum = logits.clone().max_dim(1);
-        let picked = logits.clone().gather(1, targets.clone());
-        let powers = (logits - maximum.clone()).exp();
-        let total = powers.clone().sum_dim(1);
-        losses.push((total.clone().log() + maximum - picked) * weights.clone());
-        let error = (powers * (weights.clone() / total)).scatter(
-            1,
-            targets,
-            weights.neg(),
-            IndexingUpdateOp::Add,
-        );
-        gradients.push(error.clone().matmul(head.clone()));
-        errors.push(error);
-    }
-
-    let losses = spread(losses, 1)
-        .reshape([examples, time])
-        .sum_dim(1)
-        .reshape([examples]);
-    let gradient = spread(gradients, width).reshape([examples, time, width]);
+    let logits = rows.matmul(head.clone().swap_dims(0, 1));
+    let (losses, errors) = match used {
+        0 => (Tensor::zeros([0, 1], &device), logits),
+        _ => errors_of(logits, targets, weights),
+    };
+    let gradient = match used {
+        0 => Tensor::zeros([count, width], &device),
+        _ => spread(errors.clone().matmul(head), width),
+    };
+    let losses = spread(losses, 1).reshape([examples, time]);
+    let losses = losses.sum_dim(1).reshape([examples]);
+    let gradient = gradient.reshape([examples, time, width]);
     let errors = spread(errors, vocabulary).reshape([examples, time, vocabulary]);
     // Linear in the hidden states with the right slope; its own value cancels out.
     let slope = (hidden * gradient)
@@ -240,4 +206,96 @@ fn projection_pass(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> Project
         hidden: constant,
         errors,
     }
+}
+
+/// Weighted losses, `[rows, 1]`, and their gradient by the logits, `[rows, vocabulary]`.
+fn errors_of(
+    logits: Tensor<2>,
+    targets: Tensor<1, Int>,
+    weights: Tensor<2>,
+) -> (Tensor<2>, Tensor<2>) {
+    let [count, words] = logits.dims();
+    if on_host(&logits) {
+        let device = logits.device();
+        let targets: Vec<usize> = targets
+            .to_data()
+            .iter::<u64>()
+            .map(|t| t as usize)
+            .collect();
+        let weights: Vec<f32> = weights.to_data().iter::<f32>().collect();
+        let mut losses = vec![0.0_f32; count];
+        let mut data = logits.into_data();
+        if let Ok(values) = data.as_mut_slice::<f32>() {
+            values
+                .par_chunks_mut(words)
+                .zip(&mut losses)
+                .zip(targets.par_iter().zip(&weights))
+                .for_each(|((row, loss), (target, weight))| {
+                    *loss = softmax_error(row, *target, *weight);
+                });
+            return (
+                Tensor::from_data(TensorData::new(losses, [count, 1]), &device),
+                Tensor::from_data(data, &device),
+            );
+        }
+        let logits = Tensor::from_data(data, &device);
+        let targets: Vec<i64> = targets.into_iter().map(|target| target as i64).collect();
+        let targets = Tensor::from_data(TensorData::new(targets, [count]), &device);
+        let weights = Tensor::from_data(TensorData::new(weights, [count, 1]), &device);
+        return composed_errors(logits, targets, weights);
+    }
+    composed_errors(logits, targets, weights)
+}
+
+/// The same by Burn's operations.
+fn composed_errors(
+    logits: Tensor<2>,
+    targets: Tensor<1, Int>,
+    weights: Tensor<2>,
+) -> (Tensor<2>, Tensor<2>) {
+    let targets = targets.unsqueeze_dim::<2>(1);
+    let maximum = logits.clone().max_dim(1);
+    let picked = logits.clone().gather(1, targets.clone());
+    let powers = (logits - maximum.clone()).exp();
+    let total = powers.clone().sum_dim(1);
+    let losses = (total.clone().log() + maximum - picked) * weights.clone();
+    let errors = (powers * (weights.clone() / total)).scatter(
+        1,
+        targets,
+        weights.neg(),
+        IndexingUpdateOp::Add,
+    );
+    (losses, errors)
+}
+
+/// Turns a row of logits into the gradient of its weighted loss, and gives the loss.
+fn softmax_error(row: &mut [f32], target: usize, weight: f32) -> f32 {
+    const LANES: usize = 16;
+    let logit = row.get(target).copied().unwrap_or(f32::NAN);
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in row.chunks(LANES) {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = lane.max(*value);
+        }
+    }
+    let maximum = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let mut sums = [0.0_f32; LANES];
+    for chunk in row.chunks_mut(LANES) {
+        for (sum, value) in sums.iter_mut().zip(chunk) {
+            *value = math::exp(*value - maximum);
+            *sum += *value;
+        }
+    }
+    let total: f32 = sums.into_iter().sum();
+    let factor = weight / total;
+    row.iter_mut().for_each(|value| *value *= factor);
+    if let Some(value) = row.get_mut(target) {
+        *value -= weight;
+    }
+    (total.ln() + maximum - logit) * weight
+}
+
+/// Whether a tensor's elements can be worked on where they are.
+fn on_host(tensor: &Tensor<2>) -> bool {
+    tensor.dtype() == DType::F32 && crate::fused::supports(&tensor.device())
 }

@@ -8,7 +8,9 @@ use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
-use rldp::full::{Grouping, fine_tune, parameter_groups, per_example_gradients};
+use rldp::full::{
+    Grouping, factored_gradients, fine_tune, parameter_groups, per_example_gradients,
+};
 use rldp::trainer::{
     LEDGER_FILE, RunFolder, RunSetup, Silent, TokenUnit, TrainerConfig, TrainingData,
 };
@@ -200,7 +202,7 @@ fn norms_equal_the_golden_ones() {
         let relative = (found - expected).abs() / expected;
         assert!(relative < 1e-5, "{what}: {found} for {expected}");
     };
-    let mut compared = 0;
+    let (mut compared, mut ghosts) = (0, 0);
     for (backend, device) in devices() {
         let model = load("gpt2", &device);
         let batch = golden_batch(&device);
@@ -231,9 +233,43 @@ fn norms_equal_the_golden_ones() {
         for (row, square) in squares.into_iter().enumerate() {
             expect(&reference["global_norm"][row], square.sqrt(), backend);
         }
+        // The same from Gram matrices, the tied matrix's two parts and their inner product included.
+        let (factored, _) = factored_gradients(&model, &batch).unwrap();
+        let rows = RowMap::one_each(batch.examples());
+        let flat = parameter_groups(&model, Grouping::Flat).unwrap();
+        let ghost = factored.norms(&flat, &rows).unwrap().remove(0);
+        for (row, norm) in ghost.into_iter().enumerate() {
+            expect(
+                &reference["global_norm"][row],
+                norm.square.sqrt(),
+                "ghost norm",
+            );
+            let expected = reference["global_norm"][row].as_f64().unwrap();
+            assert!(norm.bound >= expected && norm.bound < 1.001 * expected);
+        }
+        let ghost = factored.norms(&groups, &rows).unwrap();
+        for ((name, _), norms) in groups
+            .iter()
+            .zip(ghost)
+            .filter(|((name, _), _)| name.ends_with(".0"))
+        {
+            let name = format!("{}.weight", name.trim_end_matches(".0"));
+            for (row, norm) in norms.into_iter().enumerate() {
+                let expected = &reference["parameters"][&name]["norm"][row];
+                expect(
+                    expected,
+                    norm.square.sqrt(),
+                    &format!("ghost {name} [{row}]"),
+                );
+                ghosts += 1;
+            }
+        }
     }
-    println!("{compared} norms compared");
-    assert_eq!(compared, 3 * 28 * devices().len());
+    println!("{compared} norms and {ghosts} ghost norms compared");
+    assert_eq!(
+        (compared, ghosts),
+        (3 * 28 * devices().len(), 3 * 14 * devices().len())
+    );
 }
 
 /// The sum of the clipped gradients of a batch, every group flat, with noise too small to see.

@@ -6,7 +6,7 @@
 //! them from Burn's operations; on all other backends autodiff does its usual work.
 
 mod flex;
-mod math;
+pub(crate) mod math;
 mod ops;
 
 use burn::backend::{Dispatch, DispatchDevice};
@@ -44,7 +44,7 @@ pub(crate) fn gated_silu(gate: Tensor<3>, up: Tensor<3>) -> Tensor<3> {
 }
 
 /// Whether the device's backend implements the operations; calling them on another would panic.
-fn supports(device: &Device) -> bool {
+pub(crate) fn supports(device: &Device) -> bool {
     match device.clone().without_autodiff().as_dispatch() {
         #[cfg(feature = "flex")]
         DispatchDevice::Flex(_) => true,

@@ -8,8 +8,12 @@
 //! Nothing here knows of language models: any module whose forward pass can call the tape is trained this way.
 
 mod factor;
+mod norm;
+mod normalisation;
 mod tap;
 mod tape;
 
 pub use factor::Factor;
+pub use norm::NormBound;
+pub use normalisation::Normalisation;
 pub use tape::{FactoredGradients, Tape};

@@ -92,7 +92,7 @@ impl Probe {
 }
 
 /// Whether the device's backend implements the operation; calling it on another would panic.
-fn supports(device: &Device) -> bool {
+pub(super) fn supports(device: &Device) -> bool {
     match device.as_dispatch() {
         #[cfg(feature = "flex")]
         DispatchDevice::Flex(_) => true,

@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::module::ParamId;
 use burn::tensor::{Gradients, Int, Tensor};
 
-use super::factor::Factor;
+use super::factor::{Factor, multiplied_out};
+use super::norm::{self, NormBound};
+use super::normalisation::Normalisation;
 use super::tap::{Probe, tap};
 use crate::error::{OptimError, same_length};
-use crate::gradients::GroupGradients;
-use crate::optimizer::ParameterGroups;
+use crate::gradients::{GroupGradients, RowMap};
+use crate::optimizer::{ParameterGroups, ParameterSlot};
 
 /// Records the layers of one forward pass.
 ///
@@ -42,6 +44,11 @@ enum Use {
     },
     Product {
         input: Tensor<3>,
+        probe: usize,
+    },
+    Norm {
+        input: Tensor<3>,
+        normalisation: Normalisation,
         probe: usize,
     },
     Rows {
@@ -79,17 +86,39 @@ impl Tape {
         })
     }
 
-    /// A normalisation layer `output = weight * normalised + bias`.
+    /// A normalisation layer `output = weight * normalise(input) + bias`; shapes `[examples, time, width]`.
+    #[must_use = "the layer's output is replaced by what this returns"]
+    pub fn norm(
+        &self,
+        weight: ParamId,
+        bias: Option<ParamId>,
+        normalisation: Normalisation,
+        input: Tensor<3>,
+        output: Tensor<3>,
+    ) -> Tensor<3> {
+        self.record(output, |probe, uses| {
+            let input = input.without_autodiff();
+            let used = Use::Norm {
+                input,
+                normalisation,
+                probe,
+            };
+            uses.push((weight, used));
+            uses.extend(bias.map(|bias| (bias, Use::Sum { probe })));
+        })
+    }
+
+    /// Any elementwise scale, `output = weight * input + bias`.
     #[must_use = "the layer's output is replaced by what this returns"]
     pub fn scale(
         &self,
         weight: ParamId,
         bias: Option<ParamId>,
-        normalised: Tensor<3>,
+        input: Tensor<3>,
         output: Tensor<3>,
     ) -> Tensor<3> {
         self.record(output, |probe, uses| {
-            let input = normalised.without_autodiff();
+            let input = input.without_autodiff();
             uses.push((weight, Use::Product { input, probe }));
             uses.extend(bias.map(|bias| (bias, Use::Sum { probe })));
         })
@@ -171,6 +200,15 @@ impl Tape {
                     input,
                     error: error(probe)?,
                 },
+                Use::Norm {
+                    input,
+                    normalisation,
+                    probe,
+                } => Factor::Norm {
+                    input,
+                    error: error(probe)?,
+                    normalisation,
+                },
                 Use::Rows { ids, rows, probe } => Factor::Rows {
                     ids,
                     error: error(probe)?,
@@ -210,28 +248,76 @@ impl FactoredGradients {
         for (name, slots) in groups.iter() {
             let mut group = GroupGradients::new(name);
             for slot in slots {
-                let factors = self.parameters.remove(&slot.id).unwrap_or_default();
-                let mut sum = None;
-                // Rows are scattered into what is there already.
-                let (scattered, dense): (Vec<_>, Vec<_>) = factors
-                    .into_iter()
-                    .partition(|factor| matches!(factor, Factor::Rows { .. }));
-                for factor in dense.into_iter().chain(scattered) {
-                    same_length(
-                        "coordinates of a parameter",
-                        slot.shape.iter().product(),
-                        factor.width(),
-                    )?;
-                    sum = Some(factor.add_to(sum));
-                }
-                let sum = sum.ok_or_else(|| OptimError::UnrecordedParameter {
-                    group: name.to_owned(),
-                    shape: slot.shape.clone(),
-                })?;
-                group = group.with(sum);
+                let factors = self.take(name, slot)?;
+                group.tensors.extend(multiplied_out(factors));
             }
             list.push(group);
         }
         Ok(list)
+    }
+
+    /// The norm of every unit's gradient in every group, `[group][unit]`, as ghost norms: large matrices are not multiplied out.
+    ///
+    /// # Guarantee
+    /// [`NormBound::bound`] is not below the norm of the vector that [`FactoredGradients::multiplied_out`] gives (`docs/proofs/ghost-norms.md`).
+    ///
+    /// # Errors
+    /// As for [`FactoredGradients::multiplied_out`]; another number of rows; a device that cannot be read.
+    pub fn norms(
+        &self,
+        groups: &ParameterGroups,
+        rows: &RowMap,
+    ) -> Result<Vec<Vec<NormBound>>, OptimError> {
+        let zero = NormBound {
+            square: 0.0,
+            bound: 0.0,
+        };
+        let mut list = Vec::new();
+        for (name, slots) in groups.iter() {
+            let mut sums = vec![zero; rows.units()];
+            for slot in slots {
+                let factors = self.uses(name, slot)?;
+                for factor in factors {
+                    same_length("examples of a layer", rows.rows(), factor.examples())?;
+                }
+                let norms = match norm::bounds(factors, rows)? {
+                    Some(norms) => norms,
+                    None => match multiplied_out(factors.to_vec()) {
+                        Some(tensor) => norm::dense(tensor, rows)?,
+                        None => continue,
+                    },
+                };
+                for (sum, norm) in sums.iter_mut().zip(norms) {
+                    sum.square += norm.square;
+                    sum.bound = sum.bound.hypot(norm.bound) * (1.0 + 1e-15);
+                }
+            }
+            list.push(sums);
+        }
+        Ok(list)
+    }
+
+    /// A parameter's uses; at least one.
+    fn uses(&self, group: &str, slot: &ParameterSlot) -> Result<&[Factor], OptimError> {
+        let missing = || OptimError::UnrecordedParameter {
+            group: group.to_owned(),
+            shape: slot.shape.clone(),
+        };
+        let factors = self.parameters.get(&slot.id).ok_or_else(missing)?;
+        for factor in factors {
+            let width = slot.shape.iter().product();
+            same_length("coordinates of a parameter", width, factor.width())?;
+        }
+        Ok(factors)
+    }
+
+    /// Takes a parameter's uses out; at least one.
+    pub(super) fn take(
+        &mut self,
+        group: &str,
+        slot: &ParameterSlot,
+    ) -> Result<Vec<Factor>, OptimError> {
+        self.uses(group, slot)?;
+        Ok(self.parameters.remove(&slot.id).unwrap_or_default())
     }
 }

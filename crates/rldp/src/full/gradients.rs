@@ -6,7 +6,7 @@ use burn::module::{ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 use rldp_lora::ForwardHook;
 use rldp_models::{Batch, FullParameters, LayerKind};
-use rldp_optim::ghost::{Factor, Tape};
+use rldp_optim::ghost::{Factor, FactoredGradients, Normalisation, Tape};
 use rldp_optim::{DpOptimizer, GroupGradients, ParameterGroups, ParameterSlot, StepRelease};
 
 use crate::error::RldpError;
@@ -99,7 +99,7 @@ impl ModuleVisitor for Shapes {
     }
 }
 
-/// Per-example gradients of the loss by all parameters in `groups`, and the losses, `[examples]`.
+/// Per-example gradients of the loss by all parameters in `groups`, multiplied out, and the losses, `[examples]`.
 ///
 /// # Guarantee
 /// Row `i` is the gradient of example `i`'s own loss and depends on no other example: it is made from slice `i` of every
@@ -112,6 +112,20 @@ pub fn per_example_gradients<M: FullParameters>(
     batch: &Batch,
     groups: &ParameterGroups,
 ) -> Result<(Vec<GroupGradients>, Tensor<1>), RldpError> {
+    let (factored, losses) = factored_gradients(model, batch)?;
+    Ok((factored.multiplied_out(groups)?, losses))
+}
+
+/// Per-example gradients of the loss by all parameters, as what they are made of, and the losses, `[examples]`.
+///
+/// One forward and one backward pass, in which no weight's gradient is computed.
+///
+/// # Errors
+/// None for a model that shows its layers; the tape's are passed on.
+pub fn factored_gradients<M: FullParameters>(
+    model: &M,
+    batch: &Batch,
+) -> Result<(FactoredGradients, Tensor<1>), RldpError> {
     let tape = Tape::new();
     let mut hooked = model.valid();
     hooked.visit_layers_mut(&mut |slot| {
@@ -129,10 +143,7 @@ pub fn per_example_gradients<M: FullParameters>(
     );
     let losses = pass.losses.clone().without_autodiff();
     let mut gradients = pass.losses.sum().backward();
-    drop(hooked);
-    let factored = tape.finish(&mut gradients)?;
-    drop(gradients);
-    Ok((factored.multiplied_out(groups)?, losses))
+    Ok((tape.finish(&mut gradients)?, losses))
 }
 
 /// Records a layer on the tape.
@@ -146,10 +157,18 @@ fn hook(kind: LayerKind, tape: &Tape, batch: &Batch) -> Option<ForwardHook> {
             weight,
             bias,
             normalisation,
-        } => ForwardHook::new(move |input: Tensor<3>, output| {
-            let normalised = normalisation.apply(input.without_autodiff());
-            tape.scale(weight, bias, normalised, output)
-        }),
+        } => {
+            let normalisation = match normalisation {
+                rldp_models::Normalisation::Layer { epsilon } => Normalisation::Layer { epsilon },
+                rldp_models::Normalisation::RootMeanSquare { epsilon } => {
+                    Normalisation::RootMeanSquare { epsilon }
+                }
+                _ => return None,
+            };
+            ForwardHook::new(move |input, output| {
+                tape.norm(weight, bias, normalisation, input, output)
+            })
+        }
         LayerKind::Embedding {
             tokens,
             vocabulary,
