@@ -9,6 +9,10 @@ use rldp::full::{Grouping, apply, parameter_groups, per_example_gradients};
 use rldp_models::{Batch, CausalLm, Gpt2, Gpt2Config, LanguageModel, Row};
 use rldp_optim::{Accumulator, DpOptimizer, PerExampleGradients, RowMap, SecureRandom, StepPlan};
 
+/// Keeps its pages: fresh ones for every large tensor cost more than the arithmetic of small layers.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const EXAMPLES: usize = 32;
 const TOKENS: usize = 128;
 /// Rows computed at once: small micro-batches keep a processor's caches warm, private or not.

@@ -15,6 +15,10 @@ use rldp::full::{Grouping, apply, parameter_groups, per_example_gradients};
 use rldp_models::{Batch, CausalLm, Gpt2, Gpt2Config, LanguageModel, Row};
 use rldp_optim::{Accumulator, DpOptimizer, PerExampleGradients, RowMap, SecureRandom, StepPlan};
 
+/// Keeps its pages: fresh ones for every large tensor cost more than the arithmetic of small layers.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let text = |index: usize, default: &str| {

@@ -85,25 +85,22 @@ fn norm(values: &[f64]) -> f64 {
     values.iter().map(|v| v * v).sum::<f64>().sqrt()
 }
 
-/// Every parameter's gradient, `[examples][coordinates]`.
-fn ours(model: &CausalLm, batch: &Batch) -> HashMap<ParamId, Vec<Vec<f64>>> {
+/// Every parameter's gradient, by example.
+fn ours(model: &CausalLm, batch: &Batch) -> Vec<HashMap<ParamId, Vec<f64>>> {
     let groups = parameter_groups(model, Grouping::PerTensor).unwrap();
     let (gradients, _) = per_example_gradients(model, batch, &groups).unwrap();
-    groups
-        .iter()
-        .zip(gradients)
-        .map(|((_, slots), group)| {
-            let [tensor] = &group.tensors[..] else {
-                panic!("one tensor a group")
-            };
-            let width = tensor.dims()[1];
-            let rows = values(tensor.clone());
-            (
-                slots[0].id,
-                rows.chunks(width).map(<[f64]>::to_vec).collect(),
-            )
-        })
-        .collect()
+    let mut examples = vec![HashMap::new(); batch.examples()];
+    for ((_, slots), group) in groups.iter().zip(gradients) {
+        let [tensor] = &group.tensors[..] else {
+            panic!("one tensor a group")
+        };
+        let width = tensor.dims()[1];
+        let rows = values(tensor.clone());
+        for (example, row) in examples.iter_mut().zip(rows.chunks(width)) {
+            example.insert(slots[0].id, row.to_vec());
+        }
+    }
+    examples
 }
 
 /// A parameter's gradient as autodiff gives it.
@@ -125,13 +122,13 @@ fn gradients_equal_autodiff_one_example_at_a_time() {
             let together = ours(&model, &batch);
             let groups = parameter_groups(&model, Grouping::Flat).unwrap();
             let trainable = model.clone().unfreeze().train();
-            for row in 0..batch.examples() {
+            for (row, together) in together.iter().enumerate() {
                 let loss = trainable.per_example_loss(&single(&batch, row)).sum();
                 let gradients = GradientsParams::from_grads(loss.backward(), &trainable);
                 for (_, slots) in groups.iter() {
                     for slot in slots {
                         let expected = autodiffs(&gradients, slot).unwrap();
-                        let found = &together[&slot.id][row];
+                        let found = &together[&slot.id];
                         let difference: Vec<f64> =
                             found.iter().zip(&expected).map(|(a, b)| a - b).collect();
                         let (error, scale) = (norm(&difference), norm(&expected));

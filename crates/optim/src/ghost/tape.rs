@@ -60,7 +60,7 @@ enum Use {
         rows: usize,
         probe: usize,
     },
-    Known(Factor),
+    Known(Box<Factor>),
 }
 
 impl Tape {
@@ -149,7 +149,7 @@ impl Tape {
 
     /// A use whose factor is known without the backward pass, as that of an output projection whose errors come with the loss.
     pub fn known(&self, parameter: ParamId, factor: Factor) {
-        self.with(|state| state.uses.push((parameter, Use::Known(factor))));
+        self.with(|state| state.uses.push((parameter, Use::Known(Box::new(factor)))));
     }
 
     fn record(
@@ -218,7 +218,7 @@ impl Tape {
                     error: error(probe)?,
                     rows,
                 },
-                Use::Known(factor) => factor,
+                Use::Known(factor) => *factor,
             };
             parameters.entry(id).or_default().push(factor);
         }
