@@ -39,6 +39,14 @@ pub enum RldpError {
         /// How many tensors.
         tensors: usize,
     },
+    /// A model to be trained in full holds parameters in half precision, in which small updates would be lost.
+    #[error(
+        "{tensors} parameter tensors are held in half precision; load the model in f32 to train all parameters"
+    )]
+    HalfPrecision {
+        /// How many tensors.
+        tensors: usize,
+    },
     /// A part of the data holds no unit.
     #[error("the {part} part holds no privacy unit: {units} units in all")]
     EmptyPart {

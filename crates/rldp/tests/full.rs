@@ -8,6 +8,7 @@ use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
+use rldp::RldpError;
 use rldp::full::{
     Grouping, factored_gradients, fine_tune, parameter_groups, per_example_gradients,
 };
@@ -15,9 +16,10 @@ use rldp::trainer::{
     LEDGER_FILE, RunFolder, RunSetup, Silent, TokenUnit, TrainerConfig, TrainingData,
 };
 use rldp_accounting::ledger::Ledger;
-use rldp_lora::LoraConfig;
+use rldp_lora::{LoraConfig, add_lora};
 use rldp_models::{
     Batch, CausalLm, Gpt2, Gpt2Config, LanguageModel, Llama, LlamaConfig, Registry, Row,
+    WeightPrecision,
 };
 use rldp_optim::{
     Accumulator, ParameterGroups, ParameterSlot, PerExampleGradients, RowMap, SeededRandom,
@@ -443,4 +445,22 @@ fn a_run_learns_and_its_ledger_adds_up() {
             );
         }
     }
+}
+
+#[test]
+fn models_with_adapters_or_in_half_precision_are_refused() {
+    let device = Device::default();
+    let mut model = tiny(0, &device);
+    let config = LoraConfig::new(2, model.default_targets());
+    add_lora(&mut model, &config, 1).unwrap();
+    let refused = parameter_groups(&model, Grouping::Flat);
+    let Err(RldpError::UncoveredParameters { tensors }) = refused else {
+        panic!("adapters were accepted")
+    };
+    assert_eq!(tensors, 2 * 8);
+    let folder = goldens().join("models/mistral");
+    let half = WeightPrecision::Bf16;
+    let loaded = Registry::builtin().load_with(&folder, &device, half, |_| {});
+    let refused = parameter_groups(&loaded.unwrap().model, Grouping::Flat);
+    assert!(matches!(refused, Err(RldpError::HalfPrecision { .. })));
 }

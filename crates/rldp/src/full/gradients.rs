@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use burn::module::{ModuleVisitor, Param, ParamId};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use rldp_lora::ForwardHook;
 use rldp_models::{Batch, FullParameters, LayerKind};
 use rldp_optim::ghost::{Factor, FactoredGradients, Normalisation, Tape};
@@ -27,13 +27,20 @@ pub enum Grouping {
 /// All parameters of a model in clipping groups. A tied output projection belongs to the embedding.
 ///
 /// # Errors
-/// [`RldpError::UncoveredParameters`] if the model has parameters outside the layers it shows, such as adapters.
+/// [`RldpError::UncoveredParameters`] if the model has parameters outside the layers it shows, such as adapters;
+/// [`RldpError::HalfPrecision`] if it holds matrices in half precision.
 pub fn parameter_groups<M: FullParameters>(
     model: &M,
     grouping: Grouping,
 ) -> Result<ParameterGroups, RldpError> {
-    let mut shapes = Shapes(HashMap::new());
+    let mut shapes = Shapes::default();
     model.visit(&mut shapes);
+    if shapes.narrow > 0 {
+        return Err(RldpError::HalfPrecision {
+            tensors: shapes.narrow,
+        });
+    }
+    let mut shapes = shapes.known;
     let mut layers: Vec<(String, Vec<ParamId>)> = Vec::new();
     model.clone().visit_layers_mut(&mut |slot| {
         let ids = match slot.kind {
@@ -64,9 +71,9 @@ pub fn parameter_groups<M: FullParameters>(
         });
         named.push((name, slots.collect()));
     }
-    if !shapes.0.is_empty() {
+    if !shapes.is_empty() {
         return Err(RldpError::UncoveredParameters {
-            tensors: shapes.0.len(),
+            tensors: shapes.len(),
         });
     }
     let groups = ParameterGroups::new();
@@ -91,11 +98,18 @@ pub fn parameter_groups<M: FullParameters>(
 }
 
 /// Shapes of all float parameters.
-struct Shapes(HashMap<ParamId, Vec<usize>>);
+#[derive(Default)]
+struct Shapes {
+    known: HashMap<ParamId, Vec<usize>>,
+    /// How many are not in single precision.
+    narrow: usize,
+}
 
 impl ModuleVisitor for Shapes {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.0.insert(param.id, param.val().dims().to_vec());
+        let value = param.val();
+        self.narrow += usize::from(value.dtype() != DType::F32);
+        self.known.insert(param.id, value.dims().to_vec());
     }
 }
 
