@@ -63,12 +63,9 @@ pub fn parameter_groups<M: FullParameters>(
 
     let mut named: Vec<(String, Vec<ParameterSlot>)> = Vec::new();
     for (name, ids) in layers {
-        let slots = ids.into_iter().filter_map(|id| {
-            shapes
-                .0
-                .remove(&id)
-                .map(|shape| ParameterSlot { id, shape })
-        });
+        let slots = ids
+            .into_iter()
+            .filter_map(|id| shapes.remove(&id).map(|shape| ParameterSlot { id, shape }));
         named.push((name, slots.collect()));
     }
     if !shapes.is_empty() {
