@@ -33,6 +33,7 @@ mod guarantee;
 mod markup;
 mod number;
 mod page;
+mod section;
 mod series;
 
 #[cfg(test)]
@@ -43,6 +44,7 @@ use std::path::Path;
 
 pub use chart::{Chart, Scale};
 pub use guarantee::{Guarantee, SelfAudit};
+pub use section::Section;
 pub use series::Series;
 
 /// One large number at the top of the report.
@@ -103,6 +105,8 @@ pub struct RunReport {
     pub created: String,
     /// The seed of a seeded run: such a run is not private, and the page says so loudly.
     pub seed: Option<u64>,
+    /// The run had no privacy at all: the page says so loudly, and prints no guarantee.
+    pub unprotected: bool,
     /// Further warnings, each in a banner of its own (raw telemetry, delta above 1/N, a failed self-audit).
     pub warnings: Vec<String>,
     /// What is promised.
@@ -152,6 +156,7 @@ impl RunReport {
             subtitle: String::new(),
             created: String::new(),
             seed: None,
+            unprotected: false,
             warnings: Vec::new(),
             guarantee,
             figures: Vec::new(),

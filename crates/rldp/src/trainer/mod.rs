@@ -11,6 +11,7 @@ mod folder;
 mod held_out;
 mod interval;
 mod manifest;
+mod plain;
 mod records;
 mod resume;
 mod run;
@@ -26,6 +27,7 @@ pub use folder::{LOCK_FILE, RunFolder};
 pub use held_out::{HeldOut, ReleasedLoss, public_loss};
 pub use interval::{AdapterStatistics, IntervalStatistics};
 pub use manifest::{ARTEFACTS, Coverage, Entry, MANIFEST_FILE, MANIFEST_VERSION, Manifest};
+pub use plain::{PlainStep, PlainSummary, fine_tune_without_privacy};
 pub use records::{
     DecisionRecord, HeldOutRecord, MetricsWriter, Record, Silent, StepRecord, Watcher,
 };
