@@ -15,12 +15,15 @@ use rldp::data::{
 use rldp::report::Sample;
 use rldp::trainer::{
     Encoding, MANIFEST_FILE, Manifest, RunFolder, RunSetup, RunSummary, TrainerConfig,
-    TrainingData, Watcher, fine_tune, model_fingerprint, token_fingerprint,
+    TrainingData, Watcher, fine_tune, fine_tune_without_privacy, model_fingerprint,
+    token_fingerprint,
 };
 use rldp_lora::{LoraConfig, adapter_parameters, add_lora};
 use rldp_models::{CausalLm, GenerationOptions, LanguageModel, LoadedModel, generate, hub};
 
+use super::canaries;
 use super::clock;
+use super::plain;
 use super::progress::Progress;
 use super::settings::{SETTINGS_FILE, Settings, Trainable};
 use crate::device::device;
@@ -28,19 +31,19 @@ use crate::embedded;
 use crate::error::ExampleError;
 
 /// File in the run folder that holds the key of the split; private.
-const KEY_FILE: &str = "data.key";
+pub(crate) const KEY_FILE: &str = "data.key";
 /// The report in the run folder.
-const REPORT_FILE: &str = "report.html";
+pub(crate) const REPORT_FILE: &str = "report.html";
 /// The folder of a model that was trained whole, in the run folder.
-const MODEL_FOLDER: &str = "model";
+pub(crate) const MODEL_FOLDER: &str = "model";
 /// Tokens of a sample in the report.
 const SAMPLE_TOKENS: usize = 90;
 
 /// The private table and how its rows become text.
-struct Source {
-    name: String,
-    table: Table,
-    template: Option<Template>,
+pub(crate) struct Source {
+    pub(crate) name: String,
+    pub(crate) table: Table,
+    pub(crate) template: Option<Template>,
 }
 
 /// Fine-tunes as the settings say, and tells the terminal what came out.
@@ -51,6 +54,13 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
     settings.check()?;
     let config = settings.trainer();
     config.validate().map_err(ExampleError::Rldp)?;
+    if settings.non_private && settings.trainable == Trainable::Full {
+        return Err(ExampleError::Flag {
+            flag: "non-private",
+            value: "with --trainable full".to_owned(),
+            reason: "training without privacy changes adapters only".to_owned(),
+        });
+    }
     let device = device(&settings.device)?;
     let mut progress = Progress::new(config.epsilon);
 
@@ -102,11 +112,15 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
         max_length: config.max_length.min(loaded.model.positions()),
         max_rows: config.max_rows_per_unit,
     };
-    let [training, validation, test] = [
+    let inserted = canaries::insert(settings, &encoding, folder.path())?;
+    let training_population =
+        ((1.0 - 2.0 * share) * unit_count as f64).round() as usize + inserted.len();
+    let [mut training, validation, test] = [
         encoding.units(&corpus.train)?,
         encoding.units(&corpus.validation)?,
         encoding.units(&corpus.test)?,
     ];
+    training.extend(inserted);
     let data = TrainingData {
         token_fingerprint: token_fingerprint(&[&training, &validation, &test], &key),
         training,
@@ -114,7 +128,7 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
         test,
         public_validation: public_validation(settings, &options, &encoding)?,
         units: unit_count,
-        training_population: ((1.0 - 2.0 * share) * unit_count as f64).round() as usize,
+        training_population,
         unit: corpus.unit.clone(),
         fingerprint: corpus.fingerprint.clone(),
     };
@@ -155,6 +169,15 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
     );
     let begun = Instant::now();
     let mut model = loaded.model.clone();
+    if settings.non_private {
+        let summary = fine_tune_without_privacy(&mut model, data, &setup, &mut progress)?;
+        let sample = Sample {
+            prompt: String::new(),
+            before,
+            after: sample(&loaded, &model, &device)?,
+        };
+        return plain::finish(&summary, &setup, &source.name, sample, begun);
+    }
     let summary = fine_tune(&mut model, data, controller.as_mut(), &setup, &mut progress)?;
     let seconds = begun.elapsed().as_secs_f64();
 
@@ -275,7 +298,7 @@ fn data_key(settings: &Settings, folder: &RunFolder) -> Result<DataKey, ExampleE
     Ok(key)
 }
 
-fn source(settings: &Settings) -> Result<Source, ExampleError> {
+pub(crate) fn source(settings: &Settings) -> Result<Source, ExampleError> {
     let template = settings
         .template
         .as_deref()
@@ -302,10 +325,10 @@ fn source(settings: &Settings) -> Result<Source, ExampleError> {
     }
 }
 
-fn load_model(
+pub(crate) fn load_model(
     settings: &Settings,
     device: &Device,
-    progress: &mut Progress,
+    progress: &mut dyn Watcher,
 ) -> Result<LoadedModel, ExampleError> {
     match &settings.model {
         None => {

@@ -131,6 +131,28 @@ pub struct Settings {
     /// Expected units held out for validation, and again for the test
     #[arg(long, default_value_t = defaults().held_out_units)]
     pub held_out_units: usize,
+    /// Canaries to draw for an audit: made-up texts with a secret, half of them (by coin flips) put among the training
+    /// units. Their list, canaries.json, is the auditor's: see `audit`
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[serde(default)]
+    pub canaries: usize,
+    /// How many units hold each canary, the numbers in turn, comma separated; lower bounds on epsilon use those inserted once
+    #[arg(
+        long,
+        value_name = "NUMBERS",
+        value_delimiter = ',',
+        default_value = "1"
+    )]
+    #[serde(default = "once")]
+    pub canary_repeats: Vec<u32>,
+    /// TOML file of canary formats, instead of random words, a number and a rare clinical fact
+    #[arg(long, value_name = "FILE")]
+    #[serde(default)]
+    pub canary_formats: Option<PathBuf>,
+    /// Train WITHOUT privacy: no clipping, no noise, exact losses. For showing that an attack works
+    #[arg(long)]
+    #[serde(default)]
+    pub non_private: bool,
     /// Where to compute: flex, ndarray, cuda or wgpu, as compiled in
     #[arg(long, default_value = "flex")]
     pub device: String,
@@ -156,6 +178,10 @@ pub struct Settings {
 
 fn one() -> u64 {
     1
+}
+
+fn once() -> Vec<u32> {
+    vec![1]
 }
 
 impl Settings {
