@@ -182,8 +182,9 @@ fn canaries_are_extracted_from_a_model_that_learnt_them_and_only_those_that_were
         generations: 16,
         ..AttackOptions::default()
     };
-    let attack =
-        |model: &Gpt2| attack_canaries(model, &base, &set, &encoding, 1e-6, &options, &device()).unwrap();
+    let attack = |model: &Gpt2| {
+        attack_canaries(model, &base, &set, &encoding, 1e-6, &options, &device()).unwrap()
+    };
     let broken = attack(&tuned);
     let group = |included: bool| {
         broken
@@ -205,13 +206,22 @@ fn canaries_are_extracted_from_a_model_that_learnt_them_and_only_those_that_were
     assert_eq!(section.banners[0].0, "Audit failed");
     assert!(audit_section(None, None, Some(&broken)).banners.is_empty());
     let page = Section::page("title", &[section]);
-    assert!(page.contains("false-positive rate (log)") && page.contains("true-positive rate (log)"));
+    assert!(
+        page.contains("false-positive rate (log)") && page.contains("true-positive rate (log)")
+    );
 
     // The base model never saw a canary: its losses say nothing about the coins (confidence 0.95 each of six shares; the base
     // model's reference scores are all zero, so guesses follow the order of fair coins).
     let blind = attack(&base);
     assert!(blind.bound.unwrap().epsilon_lower < 1.0, "{blind:?}");
-    assert_eq!(blind.groups.iter().map(|group| group.sampled).sum::<usize>(), 0);
+    assert_eq!(
+        blind
+            .groups
+            .iter()
+            .map(|group| group.sampled)
+            .sum::<usize>(),
+        0
+    );
 }
 
 #[test]
@@ -234,8 +244,16 @@ fn a_runs_steps_are_planned_and_bounded_as_they_were_taken() {
     let records: Vec<StepRecord> = (1..=8).map(record).collect();
     let mut random = SecureRandom::new().unwrap();
     // False alarm 1e-6; delta small enough to allow it.
-    let report =
-        attack_mechanism(&records, 0.1, 200, 1e-12, 1.0 - 1e-6, &device(), &mut random).unwrap();
+    let report = attack_mechanism(
+        &records,
+        0.1,
+        200,
+        1e-12,
+        1.0 - 1e-6,
+        &device(),
+        &mut random,
+    )
+    .unwrap();
     let claim = epsilon_upper(&[plan.segment(8).unwrap()], 1e-12).unwrap();
     assert!(report.bound.epsilon_lower <= claim);
     assert_eq!((report.steps, report.canaries), (8, 200));
@@ -276,5 +294,9 @@ fn private_shadows_train_on_the_runs_steps() {
     let shadows = train_shadows(&base, &people, &training, 2, &device(), &mut |_| ()).unwrap();
     assert_eq!(shadows.len(), 2);
     assert_ne!(shadows[0].scores, shadows[1].scores);
-    assert!(shadows.iter().all(|s| s.included.contains(&true) && s.included.contains(&false)));
+    assert!(
+        shadows
+            .iter()
+            .all(|s| s.included.contains(&true) && s.included.contains(&false))
+    );
 }

@@ -2,13 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use rldp::trainer::{ADAPTER_FOLDER, LEDGER_FILE, METRICS_FILE, Record, StepRecord};
 use rldp_accounting::ledger::{BudgetRecord, Event, Ledger};
 use rldp_audit::extraction::secret::CanarySet;
+use rldp_lora::{LoraConfig, peft};
+use rldp_models::CausalLm;
 
 use crate::error::ExampleError;
 use crate::finetune::canaries::{self, CANARY_FILE};
-use crate::finetune::run::SETTINGS_FILE;
+use crate::finetune::run::{MODEL_FOLDER, SETTINGS_FILE};
 use crate::finetune::settings::Settings;
 
 /// What a run folder says.
@@ -31,9 +34,9 @@ impl AuditedRun {
     /// # Errors
     /// A folder without a finished run; damaged files.
     pub fn read(path: &Path) -> Result<Self, ExampleError> {
-        if !path.join(ADAPTER_FOLDER).is_dir() {
+        if !path.join(ADAPTER_FOLDER).is_dir() && !path.join(MODEL_FOLDER).is_dir() {
             return Err(ExampleError::Other(format!(
-                "{} holds no finished run: there is no {ADAPTER_FOLDER} in it",
+                "{} holds no finished run: there is no {ADAPTER_FOLDER} or {MODEL_FOLDER} in it",
                 path.display()
             )));
         }
@@ -72,6 +75,25 @@ impl AuditedRun {
             steps,
             canaries,
         })
+    }
+
+    /// The model that the run released, and its adapters' settings if it trained adapters.
+    ///
+    /// # Errors
+    /// Damaged files.
+    pub fn tuned(
+        &self,
+        base: &CausalLm,
+        device: &Device,
+    ) -> Result<(CausalLm, Option<LoraConfig>), ExampleError> {
+        let adapter = self.path.join(ADAPTER_FOLDER);
+        if adapter.is_dir() {
+            let mut tuned = base.clone();
+            let lora = peft::load_adapter(&mut tuned, &adapter)?;
+            return Ok((tuned, Some(lora)));
+        }
+        let model = self.path.join(MODEL_FOLDER);
+        Ok((CausalLm::load(&model, device, |_| {})?.model, None))
     }
 
     /// The delta of the run's guarantee.

@@ -61,14 +61,18 @@ impl Covered {
         );
         keep(&folder.join(COVERED_FILE), json(self)?.as_bytes(), false)?;
         let report = folder.join(REPORT_FILE);
-        let page = std::fs::read_to_string(&report).map_err(ExampleError::file(&report))?;
-        let page = Section::put_into(std::slice::from_ref(&section), &page).ok_or_else(|| {
-            ExampleError::Other(format!(
-                "{}: there is no place for an audit in it",
-                report.display()
-            ))
-        })?;
-        keep(&report, page.as_bytes(), false)?;
+        // A run over all parameters writes no report.
+        if report.exists() {
+            let page = std::fs::read_to_string(&report).map_err(ExampleError::file(&report))?;
+            let page =
+                Section::put_into(std::slice::from_ref(&section), &page).ok_or_else(|| {
+                    ExampleError::Other(format!(
+                        "{}: there is no place for an audit in it",
+                        report.display()
+                    ))
+                })?;
+            keep(&report, page.as_bytes(), false)?;
+        }
         if let Some(people) = people {
             keep(&folder.join(PRIVATE_FILE), json(people)?.as_bytes(), true)?;
             let page = Section::page("Audit of a run, private", &[people.section(), section]);

@@ -11,8 +11,8 @@ use rldp::audit::{
     attack_mechanism, attack_people, canary_units, members_and_others, train_shadows,
 };
 use rldp::data::{Corpus, CorpusOptions, DataKey, Fractions, units};
-use rldp::trainer::{ADAPTER_FOLDER, Encoding, Record, TokenUnit, Watcher};
-use rldp_lora::{LoraConfig, peft};
+use rldp::trainer::{Encoding, Record, TokenUnit, Watcher};
+use rldp_lora::LoraConfig;
 use rldp_models::{CausalLm, GenerationOptions, LanguageModel as _, LoadedModel, generate};
 use rldp_optim::SecureRandom;
 
@@ -59,8 +59,7 @@ fn audit(folder: &Path, settings: &Settings) -> Result<(), ExampleError> {
     let claimed = run.claimed_epsilon()?;
     let delta = run.delta();
     let loaded = load_model(&run.settings, &device, &mut Phases)?;
-    let mut tuned = loaded.model.clone();
-    let lora = peft::load_adapter(&mut tuned, &folder.join(ADAPTER_FOLDER))?;
+    let (tuned, lora) = run.tuned(&loaded.model, &device)?;
     let config = run.settings.trainer();
     let encoding = Encoding {
         tokenizer: loaded.tokenizer()?,
@@ -108,7 +107,14 @@ fn audit(folder: &Path, settings: &Settings) -> Result<(), ExampleError> {
     };
     let people = if settings.people > 0 {
         Some(people(
-            &run, settings, &options, &loaded, &tuned, &lora, &encoding, &device,
+            &run,
+            settings,
+            &options,
+            &loaded,
+            &tuned,
+            lora.as_ref(),
+            &encoding,
+            &device,
         )?)
     } else {
         None
@@ -157,7 +163,7 @@ fn people(
     options: &AttackOptions,
     loaded: &LoadedModel,
     tuned: &CausalLm,
-    lora: &LoraConfig,
+    lora: Option<&LoraConfig>,
     encoding: &Encoding<'_>,
     device: &Device,
 ) -> Result<PeopleReport, ExampleError> {
@@ -177,6 +183,11 @@ fn people(
             .map(|index| Person::new(&held_out_texts[*index], held_out[*index].clone(), false)),
     );
     let shadows = if settings.shadows > 0 {
+        let lora = lora.ok_or_else(|| ExampleError::Flag {
+            flag: "shadows",
+            value: settings.shadows.to_string(),
+            reason: "shadows are adapters, and this run trained the whole model".to_owned(),
+        })?;
         let mut unattacked: Vec<TokenUnit> = training
             .iter()
             .enumerate()

@@ -197,6 +197,10 @@ pub fn fine_tune_without_privacy<M: LanguageModel>(
                 loss,
                 noise: 0.0,
             };
+            watcher.phase(&format!(
+                "step {taken}/{}: {part} loss {loss:.4}",
+                config.steps
+            ));
             let line = Record::HeldOut(record.clone());
             metrics.append(&line)?;
             watcher.record(&line);
