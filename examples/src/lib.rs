@@ -1,7 +1,7 @@
 //! What the binaries of this package share. Each binary is one task that a user of `rldp` has.
 
-pub mod chaos;
 pub mod audit;
+pub mod chaos;
 pub mod device;
 pub mod embedded;
 pub mod error;

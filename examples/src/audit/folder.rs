@@ -1,9 +1,9 @@
 //! A finished run's folder, read for an audit.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::Device;
-use rldp::trainer::{ADAPTER_FOLDER, LEDGER_FILE, METRICS_FILE, Record, StepRecord};
+use rldp::trainer::{ADAPTER_FOLDER, LEDGER_FILE, METRICS_FILE, Record, RunFolder, StepRecord};
 use rldp_accounting::ledger::{BudgetRecord, Event, Ledger};
 use rldp_audit::extraction::secret::CanarySet;
 use rldp_lora::{LoraConfig, peft};
@@ -11,13 +11,13 @@ use rldp_models::CausalLm;
 
 use crate::error::ExampleError;
 use crate::finetune::canaries::{self, CANARY_FILE};
-use crate::finetune::run::{MODEL_FOLDER, SETTINGS_FILE};
-use crate::finetune::settings::Settings;
+use crate::finetune::run::MODEL_FOLDER;
+use crate::finetune::settings::{SETTINGS_FILE, Settings};
 
 /// What a run folder says.
 pub struct AuditedRun {
-    /// The folder.
-    pub path: PathBuf,
+    /// The folder, locked: no run is going on in it.
+    pub folder: RunFolder,
     /// The run's settings.
     pub settings: Settings,
     /// The ledger.
@@ -70,7 +70,7 @@ impl AuditedRun {
             .transpose()?;
         Ok(Self {
             ledger: Ledger::read(path.join(LEDGER_FILE))?,
-            path: path.to_owned(),
+            folder: RunFolder::open(path)?,
             settings,
             steps,
             canaries,
@@ -86,13 +86,13 @@ impl AuditedRun {
         base: &CausalLm,
         device: &Device,
     ) -> Result<(CausalLm, Option<LoraConfig>), ExampleError> {
-        let adapter = self.path.join(ADAPTER_FOLDER);
+        let adapter = self.folder.join(ADAPTER_FOLDER);
         if adapter.is_dir() {
             let mut tuned = base.clone();
             let lora = peft::load_adapter(&mut tuned, &adapter)?;
             return Ok((tuned, Some(lora)));
         }
-        let model = self.path.join(MODEL_FOLDER);
+        let model = self.folder.join(MODEL_FOLDER);
         Ok((CausalLm::load(&model, device, |_| {})?.model, None))
     }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rldp::audit::{CanaryReport, MechanismReport, NamedAttack, PeopleReport, audit_section};
 use rldp::report::Section;
+use rldp::trainer::{MANIFEST_FILE, Manifest, RunFolder};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ExampleError;
@@ -53,15 +54,19 @@ impl Covered {
     ///
     /// # Errors
     /// Files that cannot be written; a report of another program.
-    pub fn write(&self, people: Option<&PeopleReport>, folder: &Path) -> Result<(), ExampleError> {
+    pub fn write(
+        &self,
+        people: Option<&PeopleReport>,
+        folder: &RunFolder,
+    ) -> Result<(), ExampleError> {
         let section = audit_section(
             self.claimed_epsilon,
             self.mechanism.as_ref(),
             self.canaries.as_ref(),
         );
-        keep(&folder.join(COVERED_FILE), json(self)?.as_bytes(), false)?;
-        let report = folder.join(REPORT_FILE);
+        folder.write(COVERED_FILE, json(self)?.as_bytes())?;
         // A run over all parameters writes no report.
+        let report = folder.join(REPORT_FILE);
         if report.exists() {
             let page = std::fs::read_to_string(&report).map_err(ExampleError::file(&report))?;
             let page =
@@ -71,12 +76,17 @@ impl Covered {
                         report.display()
                     ))
                 })?;
-            keep(&report, page.as_bytes(), false)?;
+            folder.write(REPORT_FILE, page.as_bytes())?;
         }
         if let Some(people) = people {
-            keep(&folder.join(PRIVATE_FILE), json(people)?.as_bytes(), true)?;
             let page = Section::page("Audit of a run, private", &[people.section(), section]);
-            keep(&folder.join(PRIVATE_PAGE), page.as_bytes(), true)?;
+            keep_private(&folder.join(PRIVATE_FILE), json(people)?.as_bytes())?;
+            keep_private(&folder.join(PRIVATE_PAGE), page.as_bytes())?;
+        }
+        // The list of files holds their hashes, and says for new ones whether they may be shown.
+        if folder.join(MANIFEST_FILE).exists() {
+            let before: Manifest = read(&folder.join(MANIFEST_FILE))?;
+            Manifest::of(folder, before.private, before.guarantee)?.write(folder)?;
         }
         Ok(())
     }
@@ -86,20 +96,13 @@ fn json<T: Serialize>(value: &T) -> Result<String, ExampleError> {
     serde_json::to_string(value).map_err(|error| ExampleError::Other(error.to_string()))
 }
 
-/// Writes a file beside its place and moves it there; a private one is, on Unix, its owner's alone.
-fn keep(path: &Path, bytes: &[u8], private: bool) -> Result<(), ExampleError> {
+/// Writes a file beside its place and moves it there; on Unix it is its owner's alone, as temporary files are.
+fn keep_private(path: &Path, bytes: &[u8]) -> Result<(), ExampleError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(ExampleError::file(path))?;
     file.write_all(bytes)
         .and_then(|()| file.as_file().sync_all())
         .map_err(ExampleError::file(path))?;
-    #[cfg(unix)]
-    if !private {
-        // Temporary files are their owner's alone.
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        std::fs::set_permissions(file.path(), open).map_err(ExampleError::file(path))?;
-    }
-    let _ = private;
     file.persist(path)
         .map_err(|error| ExampleError::file(path)(error.error))?;
     Ok(())

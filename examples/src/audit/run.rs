@@ -119,7 +119,7 @@ fn audit(folder: &Path, settings: &Settings) -> Result<(), ExampleError> {
     } else {
         None
     };
-    covered.write(people.as_ref(), folder)?;
+    covered.write(people.as_ref(), &run.folder)?;
     tell(&covered, people.as_ref(), folder);
     match (covered.largest_bound(), claimed) {
         (Some(bound), Some(claimed)) if bound > claimed => Err(ExampleError::Other(format!(
@@ -135,7 +135,7 @@ fn corpus(run: &AuditedRun) -> Result<Corpus, ExampleError> {
     let source = source(settings)?;
     let key = match settings.seed {
         Some(seed) => DataKey::from_seed(seed),
-        None => DataKey::kept(&run.path.join(KEY_FILE))?,
+        None => DataKey::kept(&run.folder.join(KEY_FILE))?,
     };
     let count = units(&source.table, settings.unit_column.as_deref())?.len();
     let share = settings.trainer().held_out_share(count);

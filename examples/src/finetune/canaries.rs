@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use rldp::audit::canary_units;
-use rldp::trainer::{Encoding, TokenUnit};
+use rldp::trainer::{Encoding, RunFolder, TokenUnit};
 use rldp_audit::extraction::secret::{CanarySet, Format};
 use rldp_models::Tokenizer;
 use rldp_optim::{Random, SecureRandom, SeededRandom};
@@ -29,7 +29,7 @@ const SEED_OFFSET: u64 = 0x63_616e_6172_7900;
 pub fn insert(
     settings: &Settings,
     encoding: &Encoding<'_>,
-    folder: &Path,
+    folder: &RunFolder,
 ) -> Result<Vec<TokenUnit>, ExampleError> {
     if settings.canaries == 0 {
         return Ok(Vec::new());
@@ -55,7 +55,7 @@ pub fn insert(
         .map_err(rldp::RldpError::from)?;
         let text =
             serde_json::to_string(&set).map_err(|error| ExampleError::Other(error.to_string()))?;
-        std::fs::write(&path, text).map_err(ExampleError::file(&path))?;
+        folder.write(CANARY_FILE, text.as_bytes())?;
         set
     };
     Ok(canary_units(&set, encoding)?)

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use rldp::report::{Guarantee, RunReport, Sample, Series};
-use rldp::trainer::{PlainSummary, RunSetup};
+use rldp::trainer::{Manifest, PlainSummary, RunSetup};
 
 use super::run::REPORT_FILE;
 use crate::error::ExampleError;
@@ -53,6 +53,8 @@ pub fn finish(
     }
     let path = setup.folder.join(REPORT_FILE);
     report.write(&path).map_err(ExampleError::file(&path))?;
+    let nothing = "none: no gradient was clipped and no noise was added".to_owned();
+    Manifest::of(&setup.folder, false, nothing)?.write(&setup.folder)?;
     for part in ["validation", "test"] {
         if let Some((before, after)) = summary.perplexities(part) {
             println!("{part} perplexity (exact): {before:.2} before, {after:.2} after");

@@ -112,7 +112,7 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
         max_length: config.max_length.min(loaded.model.positions()),
         max_rows: config.max_rows_per_unit,
     };
-    let inserted = canaries::insert(settings, &encoding, folder.path())?;
+    let inserted = canaries::insert(settings, &encoding, &folder)?;
     let training_population =
         ((1.0 - 2.0 * share) * unit_count as f64).round() as usize + inserted.len();
     let [mut training, validation, test] = [

@@ -131,7 +131,7 @@ impl PlainSummary {
 }
 
 /// Fine-tunes `model`'s adapters **without privacy**: no clipping, no noise, exact held-out losses. Writes a run folder like
-/// [`super::fine_tune`]'s, whose ledger has no budget and so no epsilon.
+/// [`super::fine_tune`]'s, whose ledger has no budget and so no epsilon. Such a run cannot be resumed.
 ///
 /// # Errors
 /// See [`RldpError`].
@@ -207,12 +207,14 @@ pub fn fine_tune_without_privacy<M: LanguageModel>(
             records.push(record);
         }
     }
-    save_adapter(
-        model,
-        &setup.lora,
-        Some(&setup.base_model),
-        &setup.folder.join(ADAPTER_FOLDER),
-    )?;
+    setup.folder.write_folder(ADAPTER_FOLDER, |folder| {
+        Ok(save_adapter(
+            model,
+            &setup.lora,
+            Some(&setup.base_model),
+            folder,
+        )?)
+    })?;
     watcher.end();
     Ok(PlainSummary {
         config: config.clone(),
