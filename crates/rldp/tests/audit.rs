@@ -163,7 +163,7 @@ fn canaries_are_extracted_from_a_model_that_learnt_them_and_only_those_that_were
     let folder = tempfile::tempdir().unwrap();
     let tokenizer = tokenizer(folder.path());
     let special_tokens = SpecialTokens {
-        bos: Some(37),
+        bos: Some(38),
         ..SpecialTokens::default()
     };
     let encoding = Encoding {

@@ -42,7 +42,7 @@ pub struct ShadowTraining<'a> {
     pub others: &'a [TokenUnit],
 }
 
-/// Trains `count` shadow adapters on `base`, each on the unattacked units and a coin's choice of the attacked people, and scores
+/// Trains `count` shadow adapters on `base`, each on the unattacked units and half of the attacked people, by a coin each, and scores
 /// the people under each by minus their mean token loss. `between` is called after each.
 ///
 /// # Errors
@@ -56,9 +56,15 @@ pub fn train_shadows<M: LanguageModel>(
     between: &mut dyn FnMut(usize),
 ) -> Result<Vec<Shadow>, RldpError> {
     let mut random = SecureRandom::new()?;
-    let mut shadows = Vec::with_capacity(count);
+    let mut shadows: Vec<Shadow> = Vec::with_capacity(count);
     for index in 0..count {
-        let included: Vec<bool> = people.iter().map(|_| random.bernoulli(0.5)).collect();
+        // Every second shadow has whom the one before it had not, so that two suffice to see everyone in and out.
+        let included: Vec<bool> = match shadows.last() {
+            Some(Shadow { included, .. }) if index % 2 == 1 => {
+                included.iter().map(|included| !included).collect()
+            }
+            _ => people.iter().map(|_| random.bernoulli(0.5)).collect(),
+        };
         let mut units = training.others.to_vec();
         units.extend(
             people
