@@ -7,7 +7,6 @@ use std::time::Instant;
 use burn::tensor::Device;
 use rand::SeedableRng as _;
 use rand::rngs::ChaCha20Rng;
-use rldp::controller::AgentOptions;
 use rldp::data::{
     Corpus, CorpusOptions, DataKey, Fractions, ReadOptions, Table, Template, TextSource, TextUnit,
     public_texts, read_table, units,
@@ -150,14 +149,8 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
         .iter()
         .map(|adapter| adapter.trainable_parameters())
         .collect();
-    let agent = AgentOptions {
-        policy: settings.policy.clone(),
-        ..AgentOptions::default()
-    };
-    let mut controller =
-        config
-            .controller
-            .build(&dimensions, config.clipping_norm, agent, seed, &device)?;
+    let controllers = config.controller_setup(dimensions);
+    let mut controller = config.controller.build(&controllers, seed, &device)?;
 
     let setup = run_setup(
         settings,
@@ -227,6 +220,7 @@ fn run_setup(
         resume: settings.resume.is_some(),
         checkpoint_every: settings.checkpoint_every,
         created: clock::now(),
+        study: None,
     }
 }
 

@@ -28,6 +28,7 @@
 //! assert!(report.to_html().contains("7.994"));
 //! ```
 
+mod article;
 mod chart;
 mod guarantee;
 mod markup;
@@ -42,6 +43,7 @@ mod tests;
 use std::io;
 use std::path::Path;
 
+pub use article::{Article, Section};
 pub use chart::{Chart, Scale};
 pub use guarantee::{Guarantee, SelfAudit};
 pub use section::Section;
@@ -190,14 +192,19 @@ impl RunReport {
     /// # Errors
     /// What the file system says.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        io::Write::write_all(&mut file, self.to_html().as_bytes())?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        Ok(())
+        write_page(&self.to_html(), path)
     }
+}
+
+/// Writes a page beside its place, and moves it there when it is whole and on the disk.
+fn write_page(html: &str, path: &Path) -> io::Result<()> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    io::Write::write_all(&mut file, html.as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
 }

@@ -12,6 +12,7 @@ mod held_out;
 mod interval;
 mod manifest;
 mod plain;
+mod post;
 mod records;
 mod resume;
 mod run;
@@ -32,6 +33,8 @@ pub use records::{
     DecisionRecord, HeldOutRecord, MetricsWriter, Record, Silent, StepRecord, Watcher,
 };
 pub use resume::Lost;
-pub use run::{ADAPTER_FOLDER, LEDGER_FILE, METRICS_FILE, RunSetup, TrainingData, fine_tune};
+pub use run::{
+    ADAPTER_FOLDER, LEDGER_FILE, METRICS_FILE, RunSetup, STUDY, Study, TrainingData, fine_tune,
+};
 pub use step::PrivateStep;
 pub use summary::{AdapterSummary, RunSummary};
