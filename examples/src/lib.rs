@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod chaos;
+pub mod compare;
 pub mod device;
 pub mod embedded;
 pub mod error;
