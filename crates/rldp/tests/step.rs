@@ -296,7 +296,7 @@ fn every_controller_pays_within_the_step_for_what_it_reads() {
         let plan = step.plan(&segment, &decision).unwrap();
         let recomputed = plan.recomputed_noise_multiplier().unwrap();
         assert!(
-            recomputed >= 0.7 && recomputed < 0.7 * (1.0 + 1e-9),
+            (0.7..0.7 * (1.0 + 1e-9)).contains(&recomputed),
             "{name}: {recomputed}"
         );
         let pays = !plan.telemetry_noise_multipliers().is_empty();

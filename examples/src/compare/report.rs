@@ -333,7 +333,8 @@ fn perplexities(results: &Results<'_>) -> Section {
         })
         .collect();
     Section {
-        heading: "Test perplexity".to_owned(),
+        title: "Test perplexity".to_owned(),
+        banners: Vec::new(),
         paragraphs: vec![format!(
             "Exact perplexity of the test people after {} steps or what the budget allowed, mean over seeds with its 95 % \
              confidence interval by Student's t. All arms have the same batch, the same steps and the same budget.",
@@ -393,7 +394,8 @@ fn comparisons(results: &Results<'_>) -> Section {
         }
     }
     Section {
-        heading: format!("{reference} against every other arm"),
+        title: format!("{reference} against every other arm"),
+        banners: Vec::new(),
         paragraphs: vec![
             format!(
                 "Difference: perplexity of {reference} over that of the arm, less one, in the geometric mean over seeds; negative \
@@ -470,7 +472,8 @@ fn criteria(results: &Results<'_>) -> Section {
         ]);
     }
     Section {
-        heading: "Won and lost".to_owned(),
+        title: "Won and lost".to_owned(),
+        banners: Vec::new(),
         paragraphs: vec![format!(
             "One cell is an arm at an epsilon. Where {} does not win, it stands here.",
             study.reference
@@ -521,7 +524,8 @@ fn tuning(study: &Study, done: &BTreeMap<String, RunResult>) -> Result<Section, 
         _ => Vec::new(),
     };
     Ok(Section {
-        heading: "Grids".to_owned(),
+        title: "Grids".to_owned(),
+        banners: Vec::new(),
         paragraphs,
         tables: vec![(
             "Chosen cells".to_owned(),
@@ -575,7 +579,8 @@ fn learning_curves(results: &Results<'_>) -> Section {
         })
         .collect();
     Section {
-        heading: "Learning curves".to_owned(),
+        title: "Learning curves".to_owned(),
+        banners: Vec::new(),
         paragraphs: vec![format!(
             "Geometric means over seeds, of {} and the {RIVALS_SHOWN} best other arms; {CURVES_CSV} has all.",
             study.reference
@@ -640,7 +645,8 @@ fn course(results: &Results<'_>) -> Section {
         })
         .collect();
     Section {
-        heading: format!("What {} did", study.reference),
+        title: format!("What {} did", study.reference),
+        banners: Vec::new(),
         paragraphs: vec!["Means over seeds, at the first step after every decision.".to_owned()],
         tables: Vec::new(),
         charts,
@@ -677,7 +683,8 @@ fn costs(results: &Results<'_>) -> Section {
         })
         .collect();
     Section {
-        heading: "Budget and time".to_owned(),
+        title: "Budget and time".to_owned(),
+        banners: Vec::new(),
         paragraphs: vec![
             "Epsilon used: the largest over the runs of the ledger's upper bound over the target. Times are those of the machine \
              and the load that each run met; compare shares rather than seconds."

@@ -187,7 +187,7 @@ mod tests {
     fn calibration_undoes_what_makes_units_differ() {
         // Hard and easy units by turns: raw scores tell nothing, calibrated ones everything.
         let units = 40;
-        let base = |unit: usize| if unit % 2 == 0 { 0.0 } else { 100.0 };
+        let base = |unit: usize| if unit.is_multiple_of(2) { 0.0 } else { 100.0 };
         let score = |unit: usize, included: bool, model: usize| {
             base(unit) + f64::from(u8::from(included)) + 0.01 * ((unit * 7 + model * 3) % 5) as f64
         };
@@ -198,7 +198,7 @@ mod tests {
                 Shadow { scores, included }
             })
             .collect();
-        let member = |unit: usize| unit / 4 % 2 == 0;
+        let member = |unit: usize| (unit / 4).is_multiple_of(2);
         let target: Vec<f64> = (0..units).map(|u| score(u, member(u), 9)).collect();
         let ratios = likelihood_ratios(&target, &shadows).unwrap();
         for scores in [&ratios.online, &ratios.offline] {

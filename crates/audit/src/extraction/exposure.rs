@@ -56,7 +56,7 @@ impl SkewNormal {
                 / n
         };
         let deviation = moment(2).sqrt();
-        if !(deviation > 1e-12 * mean.abs().max(1e-300)) {
+        if deviation.is_nan() || deviation <= 1e-12 * mean.abs().max(1e-300) {
             return Err(AuditError::OutOfRange {
                 what: "the spread of the sampled losses",
                 value: deviation,

@@ -3,9 +3,9 @@
 use std::io;
 use std::path::Path;
 
+use super::Section;
 use super::markup::Markup;
-use super::page::{banner, document, table};
-use super::{Chart, TableData};
+use super::page::{banner, document};
 
 /// A self-contained page in the style of the run's report.
 #[derive(Clone, Debug, Default)]
@@ -20,19 +20,6 @@ pub struct Article {
     pub banners: Vec<(String, String)>,
     /// The content, in order.
     pub sections: Vec<Section>,
-}
-
-/// A headed part of an [`Article`]. Empty parts are left out.
-#[derive(Clone, Debug, Default)]
-pub struct Section {
-    /// The heading.
-    pub heading: String,
-    /// What comes before the tables.
-    pub paragraphs: Vec<String>,
-    /// Tables with their captions.
-    pub tables: Vec<(String, TableData)>,
-    /// Charts.
-    pub charts: Vec<Chart>,
 }
 
 impl Article {
@@ -55,25 +42,7 @@ impl Article {
             banner(main, head, text);
         }
         for section in &self.sections {
-            main.leaf("h2", &[], &section.heading);
-            for paragraph in &section.paragraphs {
-                main.leaf("p", &[], paragraph);
-            }
-            for (caption, data) in &section.tables {
-                table(main, caption, data);
-            }
-            let charts: Vec<&Chart> = section
-                .charts
-                .iter()
-                .filter(|chart| !chart.is_empty())
-                .collect();
-            if !charts.is_empty() {
-                main.element("section", &[("class", "charts")], |inner| {
-                    for chart in charts {
-                        chart.draw(inner);
-                    }
-                });
-            }
+            section.draw(main);
         }
         main.leaf(
             "footer",
@@ -94,7 +63,7 @@ impl Article {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::Series;
+    use crate::report::{Chart, Series, TableData};
 
     #[test]
     fn a_page_holds_its_parts_and_escapes_them() {
@@ -102,7 +71,8 @@ mod tests {
             title: "A <study>".into(),
             banners: vec![("Not private".into(), "exact".into())],
             sections: vec![Section {
-                heading: "One".into(),
+                title: "One".into(),
+                banners: Vec::new(),
                 paragraphs: vec!["a & b".into()],
                 tables: vec![(
                     "Numbers".into(),

@@ -43,7 +43,7 @@ mod tests;
 use std::io;
 use std::path::Path;
 
-pub use article::{Article, Section};
+pub use article::Article;
 pub use chart::{Chart, Scale};
 pub use guarantee::{Guarantee, SelfAudit};
 pub use section::Section;

@@ -26,7 +26,7 @@ pub struct Section {
 }
 
 impl Section {
-    fn draw(&self, main: &mut Markup) {
+    pub(super) fn draw(&self, main: &mut Markup) {
         main.leaf("h2", &[], &self.title);
         for (head, text) in &self.banners {
             banner(main, head, text);

@@ -80,7 +80,7 @@ impl PlainStep {
         let mut total: Option<Tensor<1>> = None;
         // One copy of every adapter, shared by all rows: its gradient is the sum of theirs.
         let tracked = expand_adapters(model, 1)?;
-        for batch in micro_batches(&sampled, self.micro_batch, &self.device) {
+        for batch in micro_batches(&sampled, self.micro_batch, &self.device)? {
             let rows = batch.weight_of_row.len();
             let weights = Tensor::<1>::from_data(
                 TensorData::new(batch.weight_of_row.clone(), [rows]),
@@ -183,7 +183,7 @@ pub fn fine_tune_without_privacy<M: LanguageModel>(
             taken += 1;
         }
         for (part, units) in &parts {
-            let loss = public_loss(model, units, config.micro_batch, &setup.device);
+            let loss = public_loss(model, units, config.micro_batch, &setup.device)?;
             if !loss.is_finite() {
                 return Err(RldpError::NotFinite {
                     what: "a held-out loss",

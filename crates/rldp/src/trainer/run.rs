@@ -642,7 +642,7 @@ impl<'a> Run<'a> {
                     if let Some(study) = self.setup.study
                         && !self.progress.played_out
                         && self.progress.taken < config.steps
-                        && self.progress.taken % study.every.max(1) == 0
+                        && self.progress.taken.is_multiple_of(study.every.max(1))
                     {
                         self.study_loss(model, watcher)?;
                     }
