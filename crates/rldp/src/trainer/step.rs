@@ -11,8 +11,7 @@ use rldp_lora::{AdapterRef, adapter_parameters, adapters, set_adapters};
 use rldp_models::{Activations, LanguageModel, per_example_pass};
 use rldp_optim::{
     Accumulator, Beta1, DpOptimizer, GroupGradients, KnownNoise, ParameterGroups, ParameterSlot,
-    PerExampleGradients, PoissonSampler, Private, Random, RowMap, SteeredAdam, StepPlan,
-    StepRelease, Telemetry,
+    PerExampleGradients, Private, Random, RowMap, SteeredAdam, StepPlan, StepRelease, Telemetry,
 };
 
 use super::config::TrainerConfig;
@@ -27,7 +26,6 @@ const ADAM_EPSILON: f64 = 1e-12;
 /// The training part with everything a step needs.
 pub struct PrivateStep {
     units: Vec<TokenUnit>,
-    sampler: PoissonSampler,
     population: usize,
     micro_batch: usize,
     activations: Activations,
@@ -100,7 +98,6 @@ impl PrivateStep {
             noise.push(known);
         }
         Ok(Self {
-            sampler: PoissonSampler::new(units.len(), sampling_rate)?,
             units,
             population,
             micro_batch: config.micro_batch,
@@ -229,8 +226,9 @@ impl PrivateStep {
         ledger: &mut LedgerWriter,
         random: &mut dyn Random,
     ) -> Result<StepRelease, RldpError> {
-        let sampled: Vec<&TokenUnit> = self
-            .sampler
+        // With the plan's own rate: what is sampled is what is accounted.
+        let sampled: Vec<&TokenUnit> = plan
+            .sampler_over(self.units.len())?
             .sample(random)
             .into_iter()
             .map(|index| &self.units[index])
