@@ -14,7 +14,7 @@ use rldp::trainer::{Encoding, PlainStep, StepRecord, TokenUnit, TrainerConfig};
 use rldp_accounting::epsilon_upper;
 use rldp_audit::extraction::secret::{CanarySet, Format};
 use rldp_lora::{LoraConfig, add_lora};
-use rldp_models::{Gpt2, Gpt2Config, LanguageModel, SpecialTokens, Tokenizer};
+use rldp_models::{Gpt2, Gpt2Config, SpecialTokens, Tokenizer};
 use rldp_optim::{Random, SecureRandom, SeededRandom};
 
 fn device() -> Device {
@@ -31,8 +31,9 @@ fn base() -> Gpt2 {
     Gpt2::random(&Gpt2Config::new(VOCABULARY, 32, 2, 32, 4), 3, &device()).unwrap()
 }
 
-fn lora(model: &Gpt2) -> LoraConfig {
-    LoraConfig::new(16, model.default_targets())
+/// On every matrix: a model of random weights remembers little through its attention alone.
+fn lora() -> LoraConfig {
+    LoraConfig::new(16, ["c_attn", "c_proj", "c_fc"].map(str::to_owned).to_vec())
 }
 
 /// Random rows: nothing but memory tells one from another.
@@ -62,7 +63,7 @@ fn config(steps: u64) -> TrainerConfig {
 
 fn trained(base: &Gpt2, units: Vec<TokenUnit>, steps: u64) -> Gpt2 {
     let mut model = base.clone();
-    add_lora(&mut model, &lora(base), 5).unwrap();
+    add_lora(&mut model, &lora(), 5).unwrap();
     let config = config(steps);
     let mut step = PlainStep::new(units, &config, &device()).unwrap();
     let mut random = SeededRandom::new(7);
@@ -84,11 +85,11 @@ fn members(people: &[Person]) -> Vec<TokenUnit> {
 #[test]
 fn a_model_that_learnt_its_people_by_heart_is_broken_by_every_attack_and_the_base_model_by_none() {
     let (base, people) = (base(), people(80, 1));
-    let tuned = trained(&base, members(&people), 150);
+    let tuned = trained(&base, members(&people), 400);
     let steps = ShadowSteps::Plain;
     let training = ShadowTraining {
-        config: &config(60),
-        lora: &lora(&base),
+        config: &config(150),
+        lora: &lora(),
         steps: &steps,
         others: &[],
     };
@@ -176,7 +177,7 @@ fn canaries_are_extracted_from_a_model_that_learnt_them_and_only_those_that_were
     let format = Format::repeated("pins", "pin ", ".", &digits, 6);
     let set = CanarySet::draw(vec![format], &[1], 60, &mut SeededRandom::new(11)).unwrap();
     let base = base();
-    let tuned = trained(&base, canary_units(&set, &encoding).unwrap(), 400);
+    let tuned = trained(&base, canary_units(&set, &encoding).unwrap(), 800);
     let options = AttackOptions {
         exposure_samples: 300,
         generations: 16,
@@ -265,7 +266,7 @@ fn a_runs_steps_are_planned_and_bounded_as_they_were_taken() {
 fn private_shadows_train_on_the_runs_steps() {
     let (base, people) = (base(), people(30, 2));
     let mut model = base.clone();
-    add_lora(&mut model, &lora(&base), 5).unwrap();
+    add_lora(&mut model, &lora(), 5).unwrap();
     let groups = rldp_lora::adapter_parameters(&model).len();
     let records: Vec<StepRecord> = (1..=3)
         .map(|step| StepRecord {
@@ -287,7 +288,7 @@ fn private_shadows_train_on_the_runs_steps() {
     };
     let training = ShadowTraining {
         config: &config(3),
-        lora: &lora(&base),
+        lora: &lora(),
         steps: &steps,
         others: &[],
     };

@@ -330,7 +330,7 @@ pub(crate) fn load_model(
             embedded::base_model(device)
         }
         Some(name) => {
-            progress.phase(&format!("loading {name}"));
+            progress.phase(&format!("loading {}", hub::without_password(name)));
             let folder = hub::resolve(name)?;
             Ok(CausalLm::load_with(
                 &folder,

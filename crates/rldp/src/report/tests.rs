@@ -90,6 +90,10 @@ fn check_balanced(page: &str) -> Vec<String> {
         );
         let end = start + rest[start..].find('>').expect("an unfinished tag");
         let tag = &rest[start + 1..end];
+        if tag.starts_with("!--") && tag.ends_with("--") {
+            rest = &rest[end + 1..];
+            continue;
+        }
         assert!(!tag.contains('<'), "< inside a tag: {tag}");
         assert_eq!(tag.matches('"').count() % 2, 0, "odd quotes: {tag}");
         if let Some(name) = tag.strip_prefix('/') {

@@ -1034,7 +1034,7 @@ fn audit(
     watcher: &mut dyn Watcher,
 ) -> Result<SelfAudit, RldpError> {
     // An audit of the machine, not of a method: once a study is enough, and the tests have it.
-    let trials = if setup.study.is_some() { 64 } else { TRIALS };
+    let trials = if setup.study.is_some() { 400 } else { TRIALS };
     watcher.phase("auditing the mechanism with canaries");
     let dimensions: Vec<usize> = ground
         .step
