@@ -54,6 +54,9 @@ pub enum AccountingError {
         /// The offending value.
         value: f64,
     },
+    /// The run has no privacy: no epsilon, however large, describes it.
+    #[error("the run clipped nothing and added no noise: it has no epsilon and protects nobody")]
+    Unprotected,
     /// A mechanism without groups has no noise.
     #[error("there is no group, so there is no noise to account for")]
     NoGroups,

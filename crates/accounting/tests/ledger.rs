@@ -394,3 +394,25 @@ fn sequences_convert_both_ways() {
     ledger.write(dir.path().join("copy")).unwrap();
     assert_eq!(Ledger::read(dir.path().join("copy")).unwrap(), ledger);
 }
+
+#[test]
+fn a_run_without_privacy_has_no_epsilon_and_cannot_call_itself_private() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.jsonl");
+    let lying = header(BudgetRecord::Unprotected);
+    assert!(matches!(
+        LedgerWriter::create(&path, &lying),
+        Err(AccountingError::Unprotected)
+    ));
+    let honest = Header {
+        private: false,
+        ..lying
+    };
+    drop(LedgerWriter::create(&path, &honest).unwrap());
+    let ledger = Ledger::read(&path).unwrap();
+    assert_eq!(ledger.header, honest);
+    assert!(matches!(
+        ledger.epsilon_upper(0.5),
+        Err(AccountingError::Unprotected)
+    ));
+}

@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use burn::tensor::Device;
-use rldp_audit::{AuditError, Mechanism, SelfAudit, SelfAuditReport, StepMechanism};
+use rldp_audit::training::{Batches, PoissonBatches};
+use rldp_audit::{AuditError, Mechanism, SelfAudit, SelfAuditReport, StepMechanism, TrainingAudit};
 use rldp_optim::random::standard_normals;
-use rldp_optim::{SecureRandom, StepPlan, Telemetry};
+use rldp_optim::{Random, SecureRandom, StepPlan, Telemetry};
 
 fn device() -> Device {
     Device::default()
@@ -235,4 +236,131 @@ fn audits_that_cannot_say_anything_are_refused() {
     assert!(SelfAudit::new(10).is_err());
     assert!(SelfAudit::default().with_confidence(1.0).is_err());
     assert!(SelfAudit::default().with_delta(0.0).is_err());
+}
+
+/// Every unit in exactly one batch, as an epoch of a shuffled data loader has it, accounted as if it were Poisson sampling.
+#[derive(Default)]
+struct Shuffled {
+    batches: Vec<Vec<usize>>,
+}
+
+impl Batches for Shuffled {
+    fn begin(&mut self, units: usize, random: &mut dyn Random) {
+        self.batches = vec![Vec::new(); 10];
+        for unit in 0..units {
+            self.batches[(random.next_u64() % 10) as usize].push(unit);
+        }
+    }
+
+    fn next(
+        &mut self,
+        _plan: &StepPlan,
+        _random: &mut dyn Random,
+    ) -> Result<Vec<usize>, AuditError> {
+        Ok(self.batches.pop().unwrap_or_default())
+    }
+}
+
+/// Ten steps that each take a tenth of the units.
+fn epoch() -> Vec<StepPlan> {
+    vec![StepPlan::new(0.1, 10, 0.25, &[0.3]).unwrap(); 10]
+}
+
+#[test]
+fn shuffling_instead_of_poisson_sampling_is_caught() {
+    let mut random = SecureRandom::new().unwrap();
+    let audit = TrainingAudit::new(4000, 1e-5).unwrap();
+    let report = audit
+        .run(&epoch(), &mut Shuffled::default(), &device(), &mut random)
+        .unwrap();
+    assert!(!report.passed, "{report:?}");
+}
+
+#[test]
+fn poisson_sampling_passes_where_shuffling_fails_and_the_audit_has_power() {
+    let mut random = SecureRandom::new().unwrap();
+    let audit = TrainingAudit::new(4000, 1e-5).unwrap();
+    let report = audit
+        .run(
+            &epoch(),
+            &mut PoissonBatches::default(),
+            &device(),
+            &mut random,
+        )
+        .unwrap();
+    assert!(report.passed, "{report:?}");
+    // Without noise the canary is seen whenever it is sampled, 1 - 0.9^10 = 0.65 of the runs.
+    assert!(report.claims[0].lower_bound > 3.0, "no power: {report:?}");
+}
+
+/// Takes the last unit, the canary if it is there, into every batch.
+#[derive(Default)]
+struct AlwaysTheLast(usize);
+
+impl Batches for AlwaysTheLast {
+    fn begin(&mut self, units: usize, _random: &mut dyn Random) {
+        self.0 = units;
+    }
+
+    fn next(&mut self, plan: &StepPlan, random: &mut dyn Random) -> Result<Vec<usize>, AuditError> {
+        let last = self.0 - 1;
+        Ok((0..self.0)
+            .filter(|unit| *unit == last || random.bernoulli(plan.sampling_rate()))
+            .collect())
+    }
+}
+
+#[test]
+fn a_unit_that_is_sampled_too_often_is_caught() {
+    let mut random = SecureRandom::new().unwrap();
+    let plans = vec![StepPlan::new(0.1, 10, 1.0, &[0.3]).unwrap(); 10];
+    let report = TrainingAudit::new(4000, 1e-5)
+        .unwrap()
+        .run(
+            &plans,
+            &mut AlwaysTheLast::default(),
+            &device(),
+            &mut random,
+        )
+        .unwrap();
+    assert!(!report.passed, "{report:?}");
+}
+
+/// A run with groups, telemetry and noise that changes from step to step passes.
+#[test]
+fn a_run_of_different_steps_passes() {
+    let telemetry = Telemetry {
+        clip_counts: 0.1,
+        loss: 0.1,
+        loss_bound: 5.0,
+    };
+    let plans: Vec<StepPlan> = [0.8, 1.0, 1.3]
+        .iter()
+        .map(|sigma| {
+            StepPlan::new(0.4, 10, *sigma, &[0.3, 0.1])
+                .unwrap()
+                .with_noise_weights(&[1.0, 2.0])
+                .unwrap()
+                .with_telemetry(telemetry)
+                .unwrap()
+        })
+        .collect();
+    let mut random = SecureRandom::new().unwrap();
+    let report = TrainingAudit::new(4000, 1e-5)
+        .unwrap()
+        .run(
+            &plans,
+            &mut PoissonBatches::default(),
+            &device(),
+            &mut random,
+        )
+        .unwrap();
+    assert!(report.passed, "{report:?}");
+    assert!(TrainingAudit::new(10, 1e-5).is_err());
+    assert!(
+        TrainingAudit::new(400, 1e-5)
+            .unwrap()
+            .run(&[], &mut PoissonBatches::default(), &device(), &mut random)
+            .is_err()
+    );
 }

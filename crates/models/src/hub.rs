@@ -17,17 +17,22 @@ pub fn resolve(model: &str) -> Result<PathBuf, ModelError> {
         return Ok(path.to_owned());
     }
     let failed = |reason: String| ModelError::Hub {
-        // A URL may carry a password, and errors end in logs.
-        model: match model.rsplit_once('@') {
-            Some((_, host)) => format!("***@{host}"),
-            None => model.to_owned(),
-        },
+        model: without_password(model),
         reason,
     };
     if !looks_like_id(model) {
         return Err(failed("nor is it a hub id like `owner/name`".to_owned()));
     }
     download(model).map_err(|error| failed(error.to_string()))
+}
+
+/// A model's name as it may be shown: a URL may carry a password, and what is shown ends in logs.
+#[must_use]
+pub fn without_password(model: &str) -> String {
+    match model.rsplit_once('@') {
+        Some((_, host)) => format!("***@{host}"),
+        None => model.to_owned(),
+    }
 }
 
 /// `name` or `owner/name` in the hub's alphabet; anything else is a mistyped path.

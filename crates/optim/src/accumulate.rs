@@ -182,6 +182,48 @@ pub struct StepRelease {
     pub private: bool,
 }
 
+impl StepRelease {
+    /// The release of a flat plan, whose one group holds all tensors, cut into the groups of `layout`: post-processing.
+    /// Clipped shares stay as they were released, one for all.
+    ///
+    /// # Errors
+    /// More than one group, or other numbers of tensors or coordinates than the layout's.
+    pub fn cut(mut self, layout: &Layout) -> Result<Self, OptimError> {
+        same_length("groups of a flat release", 1, self.groups.len())?;
+        let tensors = layout.groups.iter().map(|group| group.widths.len()).sum();
+        let Some(flat) = self.groups.pop() else {
+            return Err(OptimError::Empty);
+        };
+        same_length("tensors of a flat release", tensors, flat.gradients.len())?;
+        let noise_std = flat.noise_std;
+        let mut gradients = flat.gradients.into_iter();
+        for group in &layout.groups {
+            let own: Vec<Tensor<1>> = gradients.by_ref().take(group.widths.len()).collect();
+            for (width, gradient) in group.widths.iter().zip(&own) {
+                same_length("coordinates of a tensor", *width, gradient.dims()[0])?;
+            }
+            self.groups.push(ReleasedGroup {
+                name: group.name.clone(),
+                gradients: own,
+                noise_std,
+            });
+        }
+        Ok(self)
+    }
+
+    /// The release with every gradient times `factor`, a public number: post-processing.
+    #[must_use]
+    pub fn scaled(mut self, factor: f64) -> Self {
+        for group in &mut self.groups {
+            for gradient in &mut group.gradients {
+                *gradient = gradient.clone().mul_scalar(factor);
+            }
+            group.noise_std *= factor.abs();
+        }
+        self
+    }
+}
+
 /// One group's noisy mean gradient.
 pub type ReleasedGroup = crate::clip::NoisyGroup;
 

@@ -175,6 +175,17 @@ impl Layout {
         Self { groups }
     }
 
+    /// All tensors in one group of this name, for flat clipping.
+    #[must_use]
+    pub fn flattened(&self, name: &str) -> Self {
+        let widths = self
+            .groups
+            .iter()
+            .flat_map(|group| group.widths.iter().copied())
+            .collect();
+        Self::new([(name, widths)])
+    }
+
     /// Refuses gradients of another shape.
     pub(crate) fn check(&self, gradients: &PerExampleGradients) -> Result<(), OptimError> {
         self.check_layout(&gradients.layout())

@@ -9,7 +9,9 @@
 
 mod accumulate;
 mod adaclip;
+mod averaging;
 pub mod clip;
+mod denoise;
 mod error;
 mod expand;
 pub mod ghost;
@@ -23,6 +25,7 @@ mod private;
 pub mod query;
 pub mod random;
 mod sampling;
+mod snapshot;
 pub mod source;
 mod steered_adam;
 mod step;
@@ -31,7 +34,9 @@ mod tests;
 
 pub use accumulate::{Accumulator, ClippedFractions, MeanLoss, ReleasedGroup, StepRelease};
 pub use adaclip::{AdaClip, AdaClipOptions, AffineTransform};
+pub use averaging::{Averaging, WeightAverage};
 pub use clip::{Clip, ClipRule};
+pub use denoise::GradientFilter;
 pub use error::OptimError;
 pub use expand::{ExampleGradients, ExampleLinear, Expansion, GradientSource, OneByOne, expand};
 pub use gradients::{GroupGradients, GroupLayout, Layout, PerExampleGradients, RowMap};
@@ -43,6 +48,7 @@ pub use plan::{StepPlan, Telemetry};
 pub use private::{Private, Released};
 pub use random::{Random, SecureRandom, SeededRandom};
 pub use sampling::PoissonSampler;
+pub use snapshot::Snapshot;
 pub use source::UnitGradients;
-pub use steered_adam::{Beta1, SteeredAdam, SteeredAdamState};
+pub use steered_adam::{Beta1, KnownNoise, SECOND_MOMENT_FLOOR, SteeredAdam, SteeredAdamState};
 pub use step::{Accountant, Step};

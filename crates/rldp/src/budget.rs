@@ -101,7 +101,21 @@ pub enum Budget {
 }
 
 impl Budget {
-    /// Calibrates a budget of `steps` steps at `sampling_rate` to `target`.
+    /// [`Budget::calibrate_levels`] with the deck's own three levels.
+    ///
+    /// # Errors
+    /// As [`Budget::calibrate_levels`].
+    pub fn calibrate(
+        kind: BudgetKind,
+        target: &PrivacyTarget,
+        sampling_rate: f64,
+        steps: u64,
+    ) -> Result<Self, RldpError> {
+        Self::calibrate_levels(kind, target, sampling_rate, steps, &[])
+    }
+
+    /// Calibrates a budget of `steps` steps at `sampling_rate` to `target`. `levels` are a deck's noise multipliers relative
+    /// to each other, each for an equal share of the steps; none for three of the budget's choice.
     ///
     /// # Guarantee
     /// Whatever sequence of wishes is passed to [`Budget::play`], the composition of all noise multipliers it
@@ -111,11 +125,12 @@ impl Budget {
     ///
     /// # Errors
     /// What the calibration refuses: targets out of range, or a target no noise level reaches.
-    pub fn calibrate(
+    pub fn calibrate_levels(
         kind: BudgetKind,
         target: &PrivacyTarget,
         sampling_rate: f64,
         steps: u64,
+        levels: &[f64],
     ) -> Result<Self, RldpError> {
         match kind {
             BudgetKind::Fixed => {
@@ -128,16 +143,14 @@ impl Budget {
             }
             BudgetKind::Deck => {
                 let nominal = calibrate::noise_multiplier(target, sampling_rate, steps)?;
-                let ratios = if nominal < 1.0 {
-                    NARROW_DECK
-                } else {
-                    WIDE_DECK
+                let ratios = match levels {
+                    [] if nominal < 1.0 => &NARROW_DECK,
+                    [] => &WIDE_DECK,
+                    given => given,
                 };
-                let third = steps / 3;
-                let counts = [third, steps - 2 * third, third];
                 let shape = ratios
                     .iter()
-                    .zip(counts)
+                    .zip(shares(steps, ratios.len() as u64))
                     .filter(|(_, count)| *count > 0)
                     .map(|(ratio, count)| Segment::new(sampling_rate, ratio * nominal, count))
                     .collect::<Result<Vec<_>, _>>()?;
@@ -401,6 +414,15 @@ impl Budget {
     }
 }
 
+/// `steps` in `parts` parts that differ by at most one, the middle ones first to get more.
+fn shares(steps: u64, parts: u64) -> Vec<u64> {
+    let (each, more) = (steps / parts, steps % parts);
+    let first = (parts - more).div_ceil(2);
+    (0..parts)
+        .map(|part| each + u64::from(part >= first && part < first + more))
+        .collect()
+}
+
 /// The filter with the least noise at which `steps` steps of the middle level fit.
 fn filter_for(
     target: &PrivacyTarget,
@@ -499,6 +521,25 @@ mod tests {
     fn a_filter_gives_at_least_the_steps_it_was_calibrated_for() {
         let (_, played) = play_out(BudgetKind::Filter, 40, &[1.0]);
         assert_eq!(played.len(), 40);
+    }
+
+    /// An epsilon of zero after an error would be the worst of figures.
+    #[test]
+    fn an_epsilon_that_cannot_be_computed_is_an_error() {
+        for kind in [BudgetKind::Fixed, BudgetKind::Deck] {
+            let (budget, played) = play_out(kind, 9, &[1.0]);
+            assert!(!played.is_empty());
+            for delta in [0.0, 1.0, f64::NAN, -1.0] {
+                assert!(budget.epsilon_played(delta).is_err(), "{kind} at {delta}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_deck_is_dealt_in_equal_shares() {
+        assert_eq!(shares(7, 3), [2, 3, 2]);
+        assert_eq!(shares(8, 3), [2, 3, 3]);
+        assert_eq!(shares(2, 5), [0, 0, 1, 1, 0]);
     }
 
     #[test]

@@ -47,6 +47,11 @@ pub enum RldpError {
         /// How many tensors.
         tensors: usize,
     },
+    /// A private run was asked for what only a seeded one may show.
+    #[error(
+        "exact losses are for seeded studies: without a seed a run is private, and must not show them"
+    )]
+    StudyWithoutSeed,
     /// A part of the data holds no unit.
     #[error("the {part} part holds no privacy unit: {units} units in all")]
     EmptyPart {

@@ -7,6 +7,7 @@
 //! - [`controller`]: who decides clipping norms, noise split and learning rate, and what they may see;
 //! - [`trainer`]: the run, from encoded units to a run folder;
 //! - [`full`]: training all parameters of a model, instead of adapters;
+//! - [`audit`]: attacks on what a run released;
 //! - [`report`]: the run's page.
 //!
 //! What a run guarantees is stated at [`trainer::fine_tune`] and, in words, in `docs/guarantee.md`.
@@ -15,6 +16,7 @@
 #[doc = include_str!("../README.md")]
 struct ReadMe;
 
+pub mod audit;
 pub mod budget;
 pub mod controller;
 pub mod data;

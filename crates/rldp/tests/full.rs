@@ -410,6 +410,7 @@ fn a_run_learns_and_its_ledger_adds_up() {
                 resume: false,
                 checkpoint_every: 1,
                 created: "now".to_owned(),
+                study: None,
             };
             let data = TrainingData {
                 training: units(240),

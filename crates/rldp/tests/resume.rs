@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use rldp::RldpError;
 use rldp::budget::BudgetKind;
-use rldp::controller::{AgentOptions, Controller, ControllerKind};
+use rldp::controller::{Controller, ControllerKind};
 use rldp::data::DataKey;
 use rldp::trainer::{
     Record, RunFolder, RunSetup, RunSummary, TokenUnit, TrainerConfig, TrainingData, Watcher,
@@ -85,20 +85,13 @@ fn run(
         .iter()
         .map(|adapter| adapter.trainable_parameters())
         .collect();
+    let mut setup = case.config.controller_setup(dimensions);
+    setup.agent.warm_up = 1;
+    setup.agent.updates = 2;
     let mut controller: Box<dyn Controller> = case
         .config
         .controller
-        .build(
-            &dimensions,
-            case.config.clipping_norm,
-            AgentOptions {
-                warm_up: 1,
-                updates: 2,
-                ..AgentOptions::default()
-            },
-            seed,
-            &device(),
-        )
+        .build(&setup, seed, &device())
         .unwrap();
     let [training, validation, test] = [units(24, case.salt), units(6, 1), units(6, 2)];
     let key = DataKey::from_bytes([7; 32]);
@@ -124,6 +117,7 @@ fn run(
         resume,
         checkpoint_every: case.checkpoint_every,
         created: "then".into(),
+        study: None,
     };
     fine_tune(&mut model, data, controller.as_mut(), &setup, watcher)
 }

@@ -3,7 +3,9 @@
 
 use burn::tensor::{Device, Tensor};
 use rldp::RldpError;
-use rldp::controller::{Decision, NoiseWish};
+use rldp::controller::{
+    ClipCounts, ControllerKind, Decision, Observation, PostProcessing, Visible,
+};
 use rldp::trainer::{HeldOut, PrivateStep, TokenUnit, TrainerConfig};
 use rldp_accounting::ledger::{BudgetRecord, Event, Header, LEDGER_VERSION, Ledger, LedgerWriter};
 use rldp_accounting::{Adjacency, PrivacyTarget, Segment};
@@ -59,13 +61,8 @@ fn ledger(folder: &tempfile::TempDir) -> LedgerWriter {
 }
 
 fn decision(adapters: usize) -> Decision {
-    Decision {
-        clipping_norms: vec![0.05; adapters],
-        noise_weights: vec![1.0 / adapters as f64; adapters],
-        noise: NoiseWish::default(),
-        learning_rate_factor: 1.0,
-        beta_1: 0.8,
-    }
+    let weights = vec![1.0 / adapters as f64; adapters];
+    Decision::per_adapter(vec![0.05; adapters], weights)
 }
 
 /// One step with next to no noise, at this micro-batch size.
@@ -274,4 +271,186 @@ fn flat(model: &Gpt2) -> Vec<f32> {
         .flat_map(|layer| [layer.a.val(), layer.b.val()])
         .flat_map(|tensor| tensor.into_data().iter::<f32>().collect::<Vec<_>>())
         .collect()
+}
+
+/// Whatever a controller reads is in its own step's effective noise multiplier, and what reads nothing pays nothing.
+#[test]
+fn every_controller_pays_within_the_step_for_what_it_reads() {
+    let model = model();
+    let config = TrainerConfig {
+        batch_size: 6.0,
+        ..TrainerConfig::default()
+    };
+    let step = PrivateStep::new(&model, units(), 12, &config, &device()).unwrap();
+    let dimensions: Vec<usize> = step
+        .references()
+        .iter()
+        .map(|adapter| adapter.trainable_parameters())
+        .collect();
+    let segment = Segment::new(0.5, 0.7, 1).unwrap();
+    for (name, kind) in ControllerKind::NAMES {
+        let mut controller = kind
+            .build(&config.controller_setup(dimensions.clone()), 3, &device())
+            .unwrap();
+        let decision = controller.decide(&nothing_seen(&dimensions)).unwrap();
+        let plan = step.plan(&segment, &decision).unwrap();
+        let recomputed = plan.recomputed_noise_multiplier().unwrap();
+        assert!(
+            (0.7..0.7 * (1.0 + 1e-9)).contains(&recomputed),
+            "{name}: {recomputed}"
+        );
+        let pays = !plan.telemetry_noise_multipliers().is_empty();
+        assert_eq!(pays, decision.clip_counts != ClipCounts::None, "{name}");
+    }
+}
+
+fn nothing_seen(dimensions: &[usize]) -> Observation {
+    let zero = Visible::public(0.0);
+    Observation {
+        progress: 0.0,
+        spent: 0.0,
+        validation_loss: Visible::public(2.0),
+        initial_loss: Visible::public(2.0),
+        improvement: zero,
+        noise_multiplier: 0.7,
+        learning_rate_factor: 1.0,
+        beta_1: 0.8,
+        post_processing: PostProcessing::default(),
+        adapters: dimensions
+            .iter()
+            .map(|dimension| rldp::controller::AdapterView {
+                dimension: *dimension,
+                clipped_fraction: zero,
+                signal_to_noise: zero,
+                cosine: zero,
+                parameter_norm: zero,
+                clipping_norm: 0.1,
+                noise_weight: 1.0 / dimensions.len() as f64,
+            })
+            .collect(),
+    }
+}
+
+/// A flat step clips one norm over all adapters, and is released per adapter with the same noise in every coordinate.
+#[test]
+fn a_flat_step_has_one_norm_and_one_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut model = model();
+    let config = TrainerConfig {
+        batch_size: 6.0,
+        clip_count_share: 0.1,
+        ..TrainerConfig::default()
+    };
+    let mut step = PrivateStep::new(&model, units(), 12, &config, &device()).unwrap();
+    let segment = Segment::new(0.5, 1e-4, 1).unwrap();
+    let plan = step.plan(&segment, &Decision::flat(0.02)).unwrap();
+    let release = step
+        .take(
+            1,
+            &mut model,
+            &plan,
+            1e-3,
+            0.8,
+            &mut ledger(&folder),
+            &mut SeededRandom::new(5),
+        )
+        .unwrap();
+    assert_eq!(release.groups.len(), step.references().len());
+    assert_eq!(release.clipped_fractions.as_ref().unwrap().values.len(), 1);
+    let noise = release.groups[0].noise_std;
+    assert!(release.groups.iter().all(|group| group.noise_std == noise));
+    // Each of at most nine sampled units adds a vector of norm at most 0.02, and the noise is next to nothing.
+    let norm = values(&release)
+        .iter()
+        .map(|value| f64::from(value * value))
+        .sum::<f64>()
+        .sqrt();
+    assert!(norm > 1e-3 && norm < 0.02 * 12.0 / 6.0, "norm {norm}");
+    let refused = step.plan(
+        &segment,
+        &Decision {
+            clipping: rldp::controller::Clipping::default(),
+            ..Decision::flat(0.02)
+        },
+    );
+    assert!(matches!(
+        refused,
+        Err(RldpError::AdapterCount { found: 1, .. })
+    ));
+}
+
+/// Where parameters end up after a few steps with this post-processing, and with the averaged ones.
+fn walk(post_processing: PostProcessing) -> (Vec<f32>, Option<Vec<f32>>) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut model = model();
+    let config = TrainerConfig {
+        batch_size: 6.0,
+        steps: 4,
+        post_processing,
+        ..TrainerConfig::default()
+    };
+    let mut step = PrivateStep::new(&model, units(), 12, &config, &device()).unwrap();
+    let count = step.references().len();
+    let (mut ledger, mut random) = (ledger(&folder), SeededRandom::new(6));
+    for number in 1..=4 {
+        let plan = step
+            .plan(&Segment::new(0.5, 1.0, 1).unwrap(), &decision(count))
+            .unwrap();
+        step.take(
+            number,
+            &mut model,
+            &plan,
+            1e-2,
+            0.8,
+            &mut ledger,
+            &mut random,
+        )
+        .unwrap();
+        // A checkpoint in the middle changes nothing.
+        let checkpoint = tempfile::tempdir().unwrap();
+        step.save_post_processing(checkpoint.path()).unwrap();
+        step.restore_post_processing(checkpoint.path()).unwrap();
+    }
+    let averaged = step.averaged(&model).unwrap().map(|model| flat(&model));
+    (flat(&model), averaged)
+}
+
+#[test]
+fn post_processing_changes_the_walk_and_averaging_only_its_result() {
+    let off = PostProcessing::default();
+    let (plain, none) = walk(off);
+    assert!(none.is_none());
+    let (corrected, _) = walk(PostProcessing {
+        noise_correction: 1.0,
+        ..off
+    });
+    let (denoised, _) = walk(PostProcessing {
+        denoising_gain: 0.7,
+        ..off
+    });
+    assert!(plain != corrected && plain != denoised && corrected != denoised);
+    for averaging in [
+        PostProcessing {
+            averaging_decay: 0.9,
+            ..off
+        },
+        PostProcessing {
+            tail_averaging: 0.5,
+            ..off
+        },
+    ] {
+        let (walked, averaged) = walk(averaging);
+        assert_eq!(walked, plain);
+        assert_ne!(averaged.unwrap(), plain);
+    }
+    // The last quarter of four steps is the last step.
+    assert_eq!(
+        walk(PostProcessing {
+            tail_averaging: 0.25,
+            ..off
+        })
+        .1
+        .unwrap(),
+        plain
+    );
 }

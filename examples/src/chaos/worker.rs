@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use rldp::budget::BudgetKind;
-use rldp::controller::{AgentOptions, ControllerKind};
+use rldp::controller::ControllerKind;
 use rldp::data::DataKey;
 use rldp::trainer::{
     Record, RunFolder, RunSetup, TokenUnit, TrainerConfig, TrainingData, Watcher, fine_tune,
@@ -80,15 +80,10 @@ pub fn work(work: &Work) -> Result<(), ExampleError> {
         lora_rank: 2,
         ..TrainerConfig::default()
     };
-    let agent = AgentOptions {
-        warm_up: 1,
-        updates: 2,
-        ..AgentOptions::default()
-    };
-    let mut controller =
-        config
-            .controller
-            .build(&dimensions, config.clipping_norm, agent, seed, &device)?;
+    let mut controllers = config.controller_setup(dimensions);
+    controllers.agent.warm_up = 1;
+    controllers.agent.updates = 2;
+    let mut controller = config.controller.build(&controllers, seed, &device)?;
     let [training, validation, test] = [0, 1, 2].map(|part| units(UNITS[part], part as u32));
     let key = DataKey::from_seed(1);
     let data = TrainingData {
@@ -113,6 +108,7 @@ pub fn work(work: &Work) -> Result<(), ExampleError> {
         resume: true,
         checkpoint_every: work.checkpoint_every,
         created: "1970-01-01T00:00:00Z".to_owned(),
+        study: None,
     };
     let mut witness = Witness::open(&work.witness)?;
     fine_tune(&mut model, data, controller.as_mut(), &setup, &mut witness)?;

@@ -7,7 +7,6 @@ use std::time::Instant;
 use burn::tensor::Device;
 use rand::SeedableRng as _;
 use rand::rngs::ChaCha20Rng;
-use rldp::controller::AgentOptions;
 use rldp::data::{
     Corpus, CorpusOptions, DataKey, Fractions, ReadOptions, Table, Template, TextSource, TextUnit,
     public_texts, read_table, units,
@@ -15,12 +14,15 @@ use rldp::data::{
 use rldp::report::Sample;
 use rldp::trainer::{
     Encoding, MANIFEST_FILE, Manifest, RunFolder, RunSetup, RunSummary, TrainerConfig,
-    TrainingData, Watcher, fine_tune, model_fingerprint, token_fingerprint,
+    TrainingData, Watcher, fine_tune, fine_tune_without_privacy, model_fingerprint,
+    token_fingerprint,
 };
 use rldp_lora::{LoraConfig, adapter_parameters, add_lora};
 use rldp_models::{CausalLm, GenerationOptions, LanguageModel, LoadedModel, generate, hub};
 
+use super::canaries;
 use super::clock;
+use super::plain;
 use super::progress::Progress;
 use super::settings::{SETTINGS_FILE, Settings, Trainable};
 use crate::device::device;
@@ -28,19 +30,19 @@ use crate::embedded;
 use crate::error::ExampleError;
 
 /// File in the run folder that holds the key of the split; private.
-const KEY_FILE: &str = "data.key";
+pub(crate) const KEY_FILE: &str = "data.key";
 /// The report in the run folder.
-const REPORT_FILE: &str = "report.html";
+pub(crate) const REPORT_FILE: &str = "report.html";
 /// The folder of a model that was trained whole, in the run folder.
-const MODEL_FOLDER: &str = "model";
+pub(crate) const MODEL_FOLDER: &str = "model";
 /// Tokens of a sample in the report.
 const SAMPLE_TOKENS: usize = 90;
 
 /// The private table and how its rows become text.
-struct Source {
-    name: String,
-    table: Table,
-    template: Option<Template>,
+pub(crate) struct Source {
+    pub(crate) name: String,
+    pub(crate) table: Table,
+    pub(crate) template: Option<Template>,
 }
 
 /// Fine-tunes as the settings say, and tells the terminal what came out.
@@ -51,6 +53,13 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
     settings.check()?;
     let config = settings.trainer();
     config.validate().map_err(ExampleError::Rldp)?;
+    if settings.non_private && settings.trainable == Trainable::Full {
+        return Err(ExampleError::Flag {
+            flag: "non-private",
+            value: "with --trainable full".to_owned(),
+            reason: "training without privacy changes adapters only".to_owned(),
+        });
+    }
     let device = device(&settings.device)?;
     let mut progress = Progress::new(config.epsilon);
 
@@ -102,11 +111,15 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
         max_length: config.max_length.min(loaded.model.positions()),
         max_rows: config.max_rows_per_unit,
     };
-    let [training, validation, test] = [
+    let inserted = canaries::insert(settings, &encoding, &folder)?;
+    let training_population =
+        ((1.0 - 2.0 * share) * unit_count as f64).round() as usize + inserted.len();
+    let [mut training, validation, test] = [
         encoding.units(&corpus.train)?,
         encoding.units(&corpus.validation)?,
         encoding.units(&corpus.test)?,
     ];
+    training.extend(inserted);
     let data = TrainingData {
         token_fingerprint: token_fingerprint(&[&training, &validation, &test], &key),
         training,
@@ -114,7 +127,7 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
         test,
         public_validation: public_validation(settings, &options, &encoding)?,
         units: unit_count,
-        training_population: ((1.0 - 2.0 * share) * unit_count as f64).round() as usize,
+        training_population,
         unit: corpus.unit.clone(),
         fingerprint: corpus.fingerprint.clone(),
     };
@@ -136,14 +149,8 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
         .iter()
         .map(|adapter| adapter.trainable_parameters())
         .collect();
-    let agent = AgentOptions {
-        policy: settings.policy.clone(),
-        ..AgentOptions::default()
-    };
-    let mut controller =
-        config
-            .controller
-            .build(&dimensions, config.clipping_norm, agent, seed, &device)?;
+    let controllers = config.controller_setup(dimensions);
+    let mut controller = config.controller.build(&controllers, seed, &device)?;
 
     let setup = run_setup(
         settings,
@@ -155,6 +162,15 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
     );
     let begun = Instant::now();
     let mut model = loaded.model.clone();
+    if settings.non_private {
+        let summary = fine_tune_without_privacy(&mut model, data, &setup, &mut progress)?;
+        let sample = Sample {
+            prompt: String::new(),
+            before,
+            after: sample(&loaded, &model, &device)?,
+        };
+        return plain::finish(&summary, &setup, &source.name, sample, begun);
+    }
     let summary = fine_tune(&mut model, data, controller.as_mut(), &setup, &mut progress)?;
     let seconds = begun.elapsed().as_secs_f64();
 
@@ -204,6 +220,7 @@ fn run_setup(
         resume: settings.resume.is_some(),
         checkpoint_every: settings.checkpoint_every,
         created: clock::now(),
+        study: None,
     }
 }
 
@@ -275,7 +292,7 @@ fn data_key(settings: &Settings, folder: &RunFolder) -> Result<DataKey, ExampleE
     Ok(key)
 }
 
-fn source(settings: &Settings) -> Result<Source, ExampleError> {
+pub(crate) fn source(settings: &Settings) -> Result<Source, ExampleError> {
     let template = settings
         .template
         .as_deref()
@@ -302,10 +319,10 @@ fn source(settings: &Settings) -> Result<Source, ExampleError> {
     }
 }
 
-fn load_model(
+pub(crate) fn load_model(
     settings: &Settings,
     device: &Device,
-    progress: &mut Progress,
+    progress: &mut dyn Watcher,
 ) -> Result<LoadedModel, ExampleError> {
     match &settings.model {
         None => {
@@ -313,7 +330,7 @@ fn load_model(
             embedded::base_model(device)
         }
         Some(name) => {
-            progress.phase(&format!("loading {name}"));
+            progress.phase(&format!("loading {}", hub::without_password(name)));
             let folder = hub::resolve(name)?;
             Ok(CausalLm::load_with(
                 &folder,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, ValueEnum};
 use rldp::budget::BudgetKind;
-use rldp::controller::ControllerKind;
+use rldp::controller::{AgentOptions, ControllerKind, PostProcessing};
 use rldp::trainer::TrainerConfig;
 use rldp_models::WeightPrecision;
 use serde::{Deserialize, Serialize};
@@ -112,7 +112,8 @@ pub struct Settings {
     /// First clipping norm of every adapter, in gradient norm of a unit's mean-token loss
     #[arg(long, default_value_t = defaults().clipping_norm)]
     pub clipping_norm: f64,
-    /// Who steers: sac, rule, constant or random
+    /// Who steers: sac, sac-scratch, sac-frozen, sac-radii, sac-noise, sac-learning-rate, paper, rule, random, constant,
+    /// constant-per-adapter, automatic, quantile, quantile-per-adapter, decay or global-adapt
     #[arg(long, default_value_t = ControllerKind::default())]
     pub controller: ControllerKind,
     /// How noise may vary: fixed, deck or filter
@@ -124,6 +125,18 @@ pub struct Settings {
     /// Saved agent policy to start from
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
+    /// Share of the known noise variance to subtract from Adam's second moments, 0 (off) to 1 (DP-AdamBC)
+    #[arg(long, default_value_t = defaults().post_processing.noise_correction)]
+    pub noise_correction: f64,
+    /// Gain of the filter over released gradients, above 0 and at most 1 (off) (DiSK)
+    #[arg(long, default_value_t = defaults().post_processing.denoising_gain)]
+    pub denoising_gain: f64,
+    /// Decay of the exponential moving average of the parameters, 0 (off) or more and below 1
+    #[arg(long, default_value_t = defaults().post_processing.averaging_decay)]
+    pub averaging_decay: f64,
+    /// Share of the steps at the run's end whose parameters are averaged, 0 (off) to 1
+    #[arg(long, default_value_t = defaults().post_processing.tail_averaging)]
+    pub tail_averaging: f64,
     /// Bound that per-unit losses are clipped to before they are released, in nats per token: higher losses read as
     /// this, and the noise in the released losses is proportional to it
     #[arg(long, default_value_t = defaults().loss_bound)]
@@ -131,6 +144,28 @@ pub struct Settings {
     /// Expected units held out for validation, and again for the test
     #[arg(long, default_value_t = defaults().held_out_units)]
     pub held_out_units: usize,
+    /// Canaries to draw for an audit: made-up texts with a secret, half of them (by coin flips) put among the training
+    /// units. Their list, canaries.json, is the auditor's: see `audit`
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[serde(default)]
+    pub canaries: usize,
+    /// How many units hold each canary, the numbers in turn, comma separated; lower bounds on epsilon use those inserted once
+    #[arg(
+        long,
+        value_name = "NUMBERS",
+        value_delimiter = ',',
+        default_value = "1"
+    )]
+    #[serde(default = "once")]
+    pub canary_repeats: Vec<u32>,
+    /// TOML file of canary formats, instead of random words, a number and a rare clinical fact
+    #[arg(long, value_name = "FILE")]
+    #[serde(default)]
+    pub canary_formats: Option<PathBuf>,
+    /// Train WITHOUT privacy: no clipping, no noise, exact losses. For showing that an attack works
+    #[arg(long)]
+    #[serde(default)]
+    pub non_private: bool,
     /// Where to compute: flex, ndarray, cuda or wgpu, as compiled in
     #[arg(long, default_value = "flex")]
     pub device: String,
@@ -156,6 +191,10 @@ pub struct Settings {
 
 fn one() -> u64 {
     1
+}
+
+fn once() -> Vec<u32> {
+    vec![1]
 }
 
 impl Settings {
@@ -268,6 +307,16 @@ impl Settings {
             decisions: self.decisions,
             loss_bound: self.loss_bound,
             held_out_units: self.held_out_units,
+            agent: AgentOptions {
+                policy: self.policy.clone(),
+                ..AgentOptions::default()
+            },
+            post_processing: PostProcessing {
+                noise_correction: self.noise_correction,
+                denoising_gain: self.denoising_gain,
+                averaging_decay: self.averaging_decay,
+                tail_averaging: self.tail_averaging,
+            },
             ..TrainerConfig::default()
         }
     }

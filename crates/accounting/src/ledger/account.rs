@@ -149,6 +149,7 @@ impl Ledger {
             BudgetRecord::Deck { cards } => {
                 self.registered(cards, played, with_queries, steps, "deck, PLD")
             }
+            BudgetRecord::Unprotected => Err(AccountingError::Unprotected),
             BudgetRecord::Filter {
                 floor,
                 ceiling,
@@ -256,6 +257,7 @@ impl Ledger {
         match &self.header.budget {
             BudgetRecord::Fixed { segment } => left(std::slice::from_ref(segment)),
             BudgetRecord::Deck { cards } => left(cards),
+            BudgetRecord::Unprotected => Err(AccountingError::Unprotected),
             BudgetRecord::Filter { floor, .. } => {
                 // The registered rate is that of any step; without one, not subsampled is the worst case.
                 let rate = played

@@ -73,6 +73,8 @@ pub enum BudgetRecord {
         /// The order, fixed before the run.
         order: f64,
     },
+    /// There is none: the run clips nothing and adds no noise. Such a ledger has no epsilon.
+    Unprotected,
 }
 
 /// One event of the run.
@@ -197,6 +199,9 @@ impl Header {
         self.target.check()?;
         match &self.budget {
             BudgetRecord::Fixed { .. } => Ok(()),
+            // What is not private must say so.
+            BudgetRecord::Unprotected if self.private => Err(AccountingError::Unprotected),
+            BudgetRecord::Unprotected => Ok(()),
             BudgetRecord::Deck { cards } => merge(cards).map(|_| ()),
             BudgetRecord::Filter {
                 floor,

@@ -5,6 +5,7 @@ mod clipping;
 mod conformance;
 mod kernels;
 mod parts;
+mod post_processing;
 mod private;
 mod sampling;
 pub(crate) mod statistics;

@@ -6,18 +6,23 @@ use burn::tensor::Device;
 use rldp_sac::{PolicyContents, Sac, SacConfig, Transition};
 use serde::{Deserialize, Serialize};
 
-use super::observation::FEATURES;
-use super::{Bounds, Controller, Decision, Observation, Outcome, WarmUpRule, from_state, to_state};
+use super::{
+    ACTION, ActionSpace, Bounds, Controller, ControllerSetup, Decision, FEATURES, Observation,
+    Outcome, WarmUpRule, from_state, to_state,
+};
 use crate::error::RldpError;
 
-/// Components of a row's action.
-const ACTION: usize = 3;
+mod shipped;
+
 /// The policy's file in a run folder.
 const POLICY_FILE: &str = "sac_policy.safetensors";
 /// The whole agent's file in a checkpoint.
 const AGENT_FILE: &str = "agent.safetensors";
 
-/// One row per adapter, and one for the run.
+/// Losses below this many nats count as this in the reward: released losses are noisy and can be negative.
+const LOSS_FLOOR: f64 = 0.05;
+
+/// One row per adapter, and those for the run.
 type Rows = Vec<Vec<f32>>;
 
 /// How the agent learns within a run.
@@ -28,12 +33,16 @@ pub struct AgentOptions {
     pub warm_up: usize,
     /// Gradient updates of the agent after every decision: a run gives few transitions, so each is used often.
     pub updates: usize,
-    /// Factor on the reward (nats of validation loss fallen), so that rewards are of order one.
+    /// Factor on the reward (fall of the validation loss's logarithm), so that rewards are of order one.
     pub reward_scale: f64,
     /// Ranges of the actions.
     pub bounds: Bounds,
-    /// A saved policy to start from.
+    /// A saved policy to start from; `None` for the one that this crate ships, if it ships one.
     pub policy: Option<PathBuf>,
+    /// Start from random weights, whatever policy there is.
+    pub from_scratch: bool,
+    /// Act by the policy's mode and learn nothing.
+    pub frozen: bool,
     /// The learner itself.
     pub sac: SacConfig,
 }
@@ -46,6 +55,8 @@ impl Default for AgentOptions {
             reward_scale: 10.0,
             bounds: Bounds::default(),
             policy: None,
+            from_scratch: false,
+            frozen: false,
             // Few transitions: a short horizon, two-step returns, a fast learner, and a start close to the rule.
             sac: SacConfig::default()
                 .with_random_steps(0)
@@ -62,7 +73,9 @@ impl Default for AgentOptions {
 /// RLDP's controller: a Soft Actor-Critic policy, shared over adapters, that moves the settings around the warm-up
 /// rule and learns during the run (Khadangi et al. 2025; Haarnoja et al. 2018).
 pub struct AgentController {
+    name: &'static str,
     options: AgentOptions,
+    actions: ActionSpace,
     rule: WarmUpRule,
     sac: Sac,
     decisions: usize,
@@ -72,33 +85,73 @@ pub struct AgentController {
 }
 
 impl AgentController {
-    /// An agent for adapters of the given dimensions. `seed` drives initial weights and exploration, which need no
-    /// secrecy: all that the agent sees is released already.
+    /// An agent for a run. `seed` drives initial weights and exploration, which need no secrecy: all that the agent sees is
+    /// released already.
     ///
     /// # Errors
     /// As [`WarmUpRule::new`]; [`RldpError::Sac`] for bad options or an unreadable policy file.
-    pub fn new(
-        dimensions: &[usize],
-        clipping_norm: f64,
-        options: AgentOptions,
-        seed: u64,
-        device: &Device,
-    ) -> Result<Self, RldpError> {
-        let rule = WarmUpRule::new(dimensions, clipping_norm)?;
-        let config = options.sac.clone().with_updates_per_step(options.updates);
-        let mut sac = Sac::new(config, FEATURES, ACTION, seed, device)?;
-        if let Some(path) = &options.policy {
-            sac.load_policy(path)?;
+    pub fn new(setup: &ControllerSetup, seed: u64, device: &Device) -> Result<Self, RldpError> {
+        let options = &setup.agent;
+        let mut config = options.sac.clone().with_updates_per_step(options.updates);
+        if config.target_entropy.is_none() {
+            let target = setup.actions().target_entropy(setup.dimensions.len());
+            config = config.with_target_entropy(Some(target));
         }
+        let mut sac = Sac::new(config, FEATURES, ACTION, seed, device)?;
+        if !options.from_scratch {
+            match &options.policy {
+                Some(path) => {
+                    sac.load_policy(path)?;
+                }
+                None => shipped::load(&mut sac)?,
+            }
+        }
+        Self::with_agent(setup, sac)
+    }
+
+    /// The controller of a run for an agent that may have learned from other runs already, each of which must have had as
+    /// many adapters.
+    ///
+    /// # Errors
+    /// As [`WarmUpRule::new`].
+    pub fn with_agent(setup: &ControllerSetup, mut sac: Sac) -> Result<Self, RldpError> {
+        sac.abandon_episode();
         Ok(Self {
-            options,
-            rule,
+            name: "sac",
+            options: setup.agent.clone(),
+            actions: setup.actions(),
+            rule: WarmUpRule::new(&setup.dimensions, setup.clipping_norm)?,
             sac,
             decisions: 0,
             last_factor: 1.0,
             pending: None,
         })
     }
+
+    /// The same controller under the name of an arm.
+    #[must_use]
+    pub fn named(mut self, name: &'static str) -> Self {
+        self.name = name;
+        self
+    }
+
+    /// The agent with all that it learned.
+    #[must_use]
+    pub fn into_agent(self) -> Sac {
+        self.sac
+    }
+
+    /// The agent.
+    #[must_use]
+    pub fn agent(&self) -> &Sac {
+        &self.sac
+    }
+}
+
+/// The reward for a fall of the released validation loss: the fall of its logarithm. It adds up to that of the whole run
+/// however the run is cut, and a percent is worth the same at the start, where losses fall by nats, as at the end.
+fn reward(before: f64, after: f64) -> f64 {
+    (before.max(LOSS_FLOOR) / after.max(LOSS_FLOOR)).ln()
 }
 
 /// What an [`AgentController`] remembers beside the agent itself.
@@ -112,20 +165,19 @@ struct AgentState {
 
 impl Controller for AgentController {
     fn name(&self) -> &'static str {
-        "sac"
+        self.name
     }
 
     fn decide(&mut self, observation: &Observation) -> Result<Decision, RldpError> {
-        let features = observation.features();
+        let features = self.actions.features(observation);
         let action = if self.decisions < self.options.warm_up {
             vec![vec![0.0; ACTION]; features.len()]
         } else {
-            self.sac.act(&features.clone().into(), true)?
+            self.sac
+                .act(&features.clone().into(), !self.options.frozen)?
         };
         self.decisions += 1;
-        let decision = self
-            .rule
-            .moved(&action, &self.options.bounds, self.last_factor);
+        let decision = self.actions.apply(&self.rule, &action, self.last_factor);
         self.last_factor = decision.learning_rate_factor;
         self.pending = Some((features, action));
         Ok(decision)
@@ -137,11 +189,16 @@ impl Controller for AgentController {
         let Some((observation, action)) = self.pending.take() else {
             return Ok(());
         };
+        if self.options.frozen {
+            return Ok(());
+        }
+        let after = outcome.next.validation_loss.get();
+        let reward = reward(after + outcome.reward.get(), after);
         self.sac.observe(Transition {
             observation: observation.into(),
             action,
-            reward: self.options.reward_scale * outcome.reward.get(),
-            next_observation: outcome.next.features().into(),
+            reward: self.options.reward_scale * reward,
+            next_observation: self.actions.features(&outcome.next).into(),
             terminated: outcome.finished,
             truncated: false,
         })?;
@@ -175,6 +232,7 @@ impl Controller for AgentController {
         let description = serde_json::json!({
             "trained_by": "rldp",
             "features": FEATURES,
+            "controller": self.name,
             "actions": ACTION,
             "decisions": self.decisions,
         });

@@ -17,8 +17,49 @@ pub struct Bounds {
     pub learning_rate_step: f64,
     /// Largest distance of the first-moment decay from the rule's; 0 switches the action off.
     pub beta_1_distance: f64,
-    /// Largest factor on, and divisor of, the noise multiplier wished for; 1 switches the action off.
+    /// Largest factor on, and divisor of, the noise multiplier wished for; 1 switches the action off, and so does a fixed
+    /// budget.
     pub noise_factor: f64,
+    /// Largest distance of the noise correction of Adam's second moments from the trainer's; 0 switches the action off.
+    pub noise_correction_distance: f64,
+    /// Largest distance of the denoising gain from the trainer's; 0 switches the action off.
+    pub denoising_distance: f64,
+    /// Largest distance of the averaging decay from the trainer's; 0 switches the action off.
+    pub averaging_distance: f64,
+}
+
+impl Bounds {
+    /// Nothing can be moved.
+    pub const NONE: Self = Self {
+        clipping_factor: 1.0,
+        weight_factor: 1.0,
+        learning_rate_factor: 1.0,
+        learning_rate_step: 1.4,
+        beta_1_distance: 0.0,
+        noise_factor: 1.0,
+        noise_correction_distance: 0.0,
+        denoising_distance: 0.0,
+        averaging_distance: 0.0,
+    };
+
+    /// The first slack that is negative or no number, else zero: factors start at one, distances at zero.
+    #[must_use]
+    pub fn smallest_slack(&self) -> f64 {
+        [
+            self.clipping_factor - 1.0,
+            self.weight_factor - 1.0,
+            self.learning_rate_factor - 1.0,
+            self.learning_rate_step - 1.0,
+            self.noise_factor - 1.0,
+            self.beta_1_distance,
+            self.noise_correction_distance,
+            self.denoising_distance,
+            self.averaging_distance,
+        ]
+        .into_iter()
+        .find(|slack| slack.is_nan() || *slack < 0.0)
+        .unwrap_or(0.0)
+    }
 }
 
 impl Default for Bounds {
@@ -30,6 +71,9 @@ impl Default for Bounds {
             learning_rate_step: 1.4,
             beta_1_distance: 0.1,
             noise_factor: 1.25,
+            noise_correction_distance: 0.0,
+            denoising_distance: 0.0,
+            averaging_distance: 0.0,
         }
     }
 }

@@ -4,24 +4,33 @@
 //! [`Observation`], which holds only released or public numbers, and answers with a [`Decision`], which the trainer
 //! and the [`crate::budget::Budget`] bound. Nothing a controller does can change the run's (epsilon, delta).
 
+mod actions;
 mod agent;
 mod bounds;
 mod decision;
+mod kinds;
 mod observation;
 mod rivals;
 mod rule;
+mod step_view;
 
+pub use actions::{ACTION, ActionSpace};
 pub use agent::{AgentController, AgentOptions};
 pub use bounds::Bounds;
-pub use decision::{Decision, NoiseWish};
-pub use observation::{AdapterView, Observation, Visible};
-pub use rivals::{ConstantController, RandomController};
+pub use decision::{ClipCounts, Clipping, Decision, NoiseWish, PostProcessing};
+pub use kinds::{ControllerKind, ControllerSetup};
+pub use observation::{AdapterView, FEATURES, Observation, RowKind, Visible};
+pub use rivals::{
+    Allocation, AutomaticController, AutomaticOptions, ConstantController, DecayOptions,
+    DecayingController, GlobalAdaptController, GlobalAdaptOptions, PerAdapterQuantileController,
+    PerAdapterQuantileOptions, QuantileController, QuantileOptions, RandomController, RivalOptions,
+};
 pub use rule::{RuleController, WarmUpRule};
+pub use step_view::StepView;
 
 use std::path::Path;
 
-use burn::tensor::Device;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::error::RldpError;
 
@@ -46,6 +55,16 @@ pub trait Controller: Send {
     /// # Errors
     /// [`RldpError`] when the observation cannot be used.
     fn decide(&mut self, observation: &Observation) -> Result<Decision, RldpError>;
+
+    /// Sees what a step released, and may change the decision in force before the next step: for methods that adapt in
+    /// every step. Called after every step.
+    ///
+    /// # Errors
+    /// [`RldpError`] when the step cannot be used.
+    fn step(&mut self, step: &StepView<'_>, decision: &mut Decision) -> Result<(), RldpError> {
+        let _ = (step, decision);
+        Ok(())
+    }
 
     /// Hears what the last decision led to. Called once after every decision's interval.
     ///
@@ -96,87 +115,39 @@ pub(crate) fn from_state<T: serde::de::DeserializeOwned>(
     })
 }
 
-/// The controllers that can be named on a command line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ControllerKind {
-    /// The Soft Actor-Critic agent.
-    #[default]
-    Sac,
-    /// The agent's warm-up rule, frozen.
-    Rule,
-    /// One clipping norm for every adapter, never changed (Abadi et al. 2016).
-    Constant,
-    /// A policy that draws the agent's actions uniformly.
-    Random,
-}
+/// The checkpoint of a controller that remembers nothing.
+macro_rules! stateless {
+    () => {
+        fn save_state(&self, _folder: &std::path::Path) -> Result<serde_json::Value, RldpError> {
+            Ok(serde_json::Value::Null)
+        }
 
-impl ControllerKind {
-    /// All kinds with their names.
-    pub const NAMES: [(&'static str, Self); 4] = [
-        ("sac", Self::Sac),
-        ("rule", Self::Rule),
-        ("constant", Self::Constant),
-        ("random", Self::Random),
-    ];
+        fn restore_state(
+            &mut self,
+            state: &serde_json::Value,
+            folder: &std::path::Path,
+        ) -> Result<(), RldpError> {
+            crate::controller::from_state::<()>(state, folder)
+        }
+    };
 }
+pub(crate) use stateless;
 
-impl std::fmt::Display for ControllerKind {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = Self::NAMES.iter().find(|(_, kind)| kind == self);
-        formatter.write_str(name.map_or("unnamed", |(name, _)| name))
-    }
+/// The checkpoint of a controller that is plain data.
+macro_rules! whole_state {
+    () => {
+        fn save_state(&self, _folder: &std::path::Path) -> Result<serde_json::Value, RldpError> {
+            crate::controller::to_state(self)
+        }
+
+        fn restore_state(
+            &mut self,
+            state: &serde_json::Value,
+            folder: &std::path::Path,
+        ) -> Result<(), RldpError> {
+            *self = crate::controller::from_state(state, folder)?;
+            Ok(())
+        }
+    };
 }
-
-impl std::str::FromStr for ControllerKind {
-    type Err = RldpError;
-
-    fn from_str(text: &str) -> Result<Self, RldpError> {
-        Self::NAMES
-            .iter()
-            .find(|(name, _)| *name == text)
-            .map(|(_, kind)| *kind)
-            .ok_or_else(|| RldpError::UnknownName {
-                what: "controller",
-                given: text.to_owned(),
-                known: Self::NAMES.map(|(name, _)| name).join(", "),
-            })
-    }
-}
-
-impl ControllerKind {
-    /// The controller of this kind for adapters of the given dimensions, starting at `clipping_norm` for each.
-    /// `seed` drives what needs no secrecy: initial weights and exploration of the agent.
-    ///
-    /// # Errors
-    /// As the controllers' own constructors.
-    pub fn build(
-        self,
-        dimensions: &[usize],
-        clipping_norm: f64,
-        agent: AgentOptions,
-        seed: u64,
-        device: &Device,
-    ) -> Result<Box<dyn Controller>, RldpError> {
-        Ok(match self {
-            Self::Sac => Box::new(AgentController::new(
-                dimensions,
-                clipping_norm,
-                agent,
-                seed,
-                device,
-            )?),
-            Self::Rule => Box::new(RuleController::new(dimensions, clipping_norm)?),
-            Self::Constant => {
-                let total = clipping_norm * (dimensions.len().max(1) as f64).sqrt();
-                Box::new(ConstantController::new(total)?)
-            }
-            Self::Random => Box::new(RandomController::new(
-                dimensions,
-                clipping_norm,
-                agent.bounds,
-                seed,
-            )?),
-        })
-    }
-}
+pub(crate) use whole_state;

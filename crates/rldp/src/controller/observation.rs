@@ -1,6 +1,9 @@
 //! What a controller may see.
 
 use rldp_optim::Released;
+use serde::{Deserialize, Serialize};
+
+use super::PostProcessing;
 
 /// A number that a controller, a log or a report may see: it was public from the start, or a mechanism released it.
 ///
@@ -78,24 +81,47 @@ pub struct Observation {
     pub learning_rate_factor: f64,
     /// First-moment decay in force.
     pub beta_1: f64,
+    /// Post-processing in force.
+    pub post_processing: PostProcessing,
     /// The adapters, in the model's order.
     pub adapters: Vec<AdapterView>,
 }
 
-/// Features per agent: what [`Observation::features`] lists for an adapter, and for the run.
-pub const FEATURES: usize = 16;
+/// What a row of the agent's observation and of its action stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RowKind {
+    /// One adapter: clipping norm, weight in the noise split.
+    Adapter,
+    /// The run: learning rate, first-moment decay.
+    Pace,
+    /// The run: noise level, noise correction of Adam's second moments.
+    Noise,
+    /// The run: denoising gain, averaging decay.
+    Filter,
+}
+
+impl RowKind {
+    /// All kinds, in the order of the rows.
+    pub const ALL: [Self; 4] = [Self::Adapter, Self::Pace, Self::Noise, Self::Filter];
+}
+
+/// Features per row: what [`Observation::features`] lists.
+pub const FEATURES: usize = 22;
+/// Columns of a row that are an adapter's own.
+const OWN: usize = 7;
 
 impl Observation {
-    /// The observation as one row of 16 numbers per adapter and a last row for the run as a whole, which
-    /// decides the learning rate, the momentum and the noise level. Each is scaled to order one and bounded, so that
-    /// one policy serves any model.
+    /// The observation as rows of 22 numbers: one for every adapter if there is a row of that kind, and one for each other
+    /// kind. Each number is scaled to order one and bounded, so that one policy serves any model.
     ///
     /// A row is: 0 clipped share around its aim of 0.95; 1 log clipping norm; 2 log relative noise weight; 3 signal
-    /// to noise; 4 cosine; 5 log parameter norm; 6 log dimension; 7 whether this is the run's row; then the same for
-    /// every row: 8 progress; 9 epsilon spent; 10 loss fallen so far; 11 last improvement; 12 log noise multiplier;
-    /// 13 log learning-rate factor; 14 momentum; 15 one.
+    /// to noise; 4 cosine; 5 log parameter norm; 6 log dimension (these seven are averages over adapters in rows of other
+    /// kinds); 7 to 10 the row's kind, one of four; then the same for every row: 11 progress; 12 epsilon spent; 13 loss
+    /// fallen so far; 14 last improvement; 15 log noise multiplier; 16 log learning-rate factor; 17 momentum; 18 noise
+    /// correction; 19 denoising gain; 20 averaging decay; 21 one.
     #[must_use]
-    pub fn features(&self) -> Vec<Vec<f32>> {
+    pub fn features(&self, kinds: &[RowKind]) -> Vec<Vec<f32>> {
         let count = self.adapters.len().max(1) as f64;
         let shared = [
             2.0 * self.progress - 1.0,
@@ -105,13 +131,16 @@ impl Observation {
             bounded(self.noise_multiplier.max(1e-6).ln(), 3.0),
             bounded(2.0 * self.learning_rate_factor.max(1e-6).ln(), 3.0),
             bounded(10.0 * (self.beta_1 - 0.8), 3.0),
+            bounded(self.post_processing.noise_correction, 1.0),
+            bounded(2.0 * (1.0 - self.post_processing.denoising_gain), 2.0),
+            bounded(self.post_processing.averaging_decay, 1.0),
             1.0,
         ];
-        let mut rows: Vec<Vec<f64>> = self
+        let adapters: Vec<[f64; OWN]> = self
             .adapters
             .iter()
             .map(|adapter| {
-                vec![
+                [
                     bounded(5.0 * (adapter.clipped_fraction.get() - 0.95), 2.0),
                     bounded(0.5 * adapter.clipping_norm.max(1e-9).ln(), 4.0),
                     bounded((adapter.noise_weight * count).max(1e-9).ln(), 3.0),
@@ -119,18 +148,28 @@ impl Observation {
                     bounded(adapter.cosine.get(), 1.0),
                     bounded(0.5 * adapter.parameter_norm.get().max(1e-6).ln(), 3.0),
                     bounded(((adapter.dimension.max(1)) as f64).ln() - 8.0, 4.0),
-                    0.0,
                 ]
             })
             .collect();
-        let mut run: Vec<f64> = (0..8)
-            .map(|column| rows.iter().map(|row| row[column]).sum::<f64>() / count)
-            .collect();
-        run[7] = 1.0;
-        rows.push(run);
-        rows.into_iter()
-            .map(|own| own.into_iter().chain(shared).map(|v| v as f32).collect())
-            .collect()
+        let mut mean = [0.0; OWN];
+        for own in &adapters {
+            for (sum, value) in mean.iter_mut().zip(own) {
+                *sum += value / count;
+            }
+        }
+        let mut rows = Vec::new();
+        for kind in kinds {
+            let one_hot = RowKind::ALL.map(|other| f64::from(u8::from(other == *kind)));
+            let own = match kind {
+                RowKind::Adapter => adapters.as_slice(),
+                _ => std::slice::from_ref(&mean),
+            };
+            rows.extend(own.iter().map(|own| {
+                let columns = own.iter().chain(&one_hot).chain(&shared);
+                columns.map(|value| *value as f32).collect::<Vec<f32>>()
+            }));
+        }
+        rows
     }
 }
 

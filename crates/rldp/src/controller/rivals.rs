@@ -1,4 +1,24 @@
-//! The agent's rivals and ablation arms.
+//! The agent's rivals, each under a name of the field, and the arm that acts at random.
+//!
+//! What a rival looks at, it pays for: [`Decision::clip_counts`] is part of the step's own mechanism, and so of its
+//! effective noise multiplier. Nothing else reaches it but public numbers and what was released anyway.
+
+mod automatic;
+mod decaying;
+mod global_adapt;
+mod options;
+mod quantile;
+#[cfg(test)]
+mod tests;
+
+pub use automatic::AutomaticController;
+pub use decaying::DecayingController;
+pub use global_adapt::GlobalAdaptController;
+pub use options::{
+    Allocation, AutomaticOptions, DecayOptions, GlobalAdaptOptions, PerAdapterQuantileOptions,
+    QuantileOptions, RivalOptions,
+};
+pub use quantile::{PerAdapterQuantileController, QuantileController};
 
 use std::path::Path;
 
@@ -6,41 +26,70 @@ use rand::rngs::ChaCha20Rng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Bounds, Controller, Decision, NoiseWish, Observation, Outcome, WarmUpRule, from_state, to_state,
-};
+use super::actions::{ACTION, ActionSpace};
+use super::{ClipCounts, Controller, Decision, Observation, Outcome, WarmUpRule};
+use super::{from_state, stateless, to_state};
 use crate::error::RldpError;
 
-/// First-moment decay that Adam is usually run with (Kingma and Ba 2015).
-const ADAM_BETA_1: f64 = 0.9;
+/// Range that adaptive clipping norms may reach.
+const NORM_RANGE: (f64, f64) = (1e-6, 1e6);
 
-/// Constant clipping and an even noise split (Abadi et al. 2016), at one norm for every adapter.
+/// Refuses a number that is not positive and finite.
+fn positive(what: &'static str, value: f64) -> Result<f64, RldpError> {
+    if value.is_finite() && value > 0.0 {
+        Ok(value)
+    } else {
+        Err(RldpError::OutOfRange {
+            what,
+            value,
+            range: "(0, infinity)",
+        })
+    }
+}
+
+/// Equal weights for `count` groups.
+fn even(count: usize) -> Vec<f64> {
+    vec![1.0 / count.max(1) as f64; count]
+}
+
+/// Constant clipping (Abadi et al. 2016), flat or at one norm for every adapter with an even noise split.
 #[derive(Clone, Debug)]
 pub struct ConstantController {
     clipping_norm: f64,
+    flat: bool,
 }
 
 impl ConstantController {
-    /// The rival at a total clipping norm, which the adapters share as `C / sqrt(adapters)` each, so that a unit's
-    /// whole gradient has norm at most `C`.
+    /// One norm over all adapters: the original method. It looks at nothing and pays for nothing.
     ///
     /// # Errors
     /// [`RldpError::OutOfRange`] for a clipping norm that is not positive and finite.
-    pub fn new(clipping_norm: f64) -> Result<Self, RldpError> {
-        if !(clipping_norm.is_finite() && clipping_norm > 0.0) {
-            return Err(RldpError::OutOfRange {
-                what: "clipping norm",
-                value: clipping_norm,
-                range: "(0, infinity)",
-            });
-        }
-        Ok(Self { clipping_norm })
+    pub fn flat(clipping_norm: f64) -> Result<Self, RldpError> {
+        Ok(Self {
+            clipping_norm: positive("clipping norm", clipping_norm)?,
+            flat: true,
+        })
+    }
+
+    /// One norm for each adapter ("per layer" in Abadi et al. 2016, appendix).
+    ///
+    /// # Errors
+    /// As [`ConstantController::flat`].
+    pub fn per_adapter(clipping_norm: f64) -> Result<Self, RldpError> {
+        Ok(Self {
+            flat: false,
+            ..Self::flat(clipping_norm)?
+        })
     }
 }
 
 impl Controller for ConstantController {
     fn name(&self) -> &'static str {
-        "constant"
+        if self.flat {
+            "constant"
+        } else {
+            "constant-per-adapter"
+        }
     }
 
     fn decide(&mut self, observation: &Observation) -> Result<Decision, RldpError> {
@@ -48,13 +97,14 @@ impl Controller for ConstantController {
         if adapters == 0 {
             return Err(RldpError::NoAdapters);
         }
-        let count = adapters as f64;
+        let decision = if self.flat {
+            Decision::flat(self.clipping_norm)
+        } else {
+            Decision::per_adapter(vec![self.clipping_norm; adapters], even(adapters))
+        };
         Ok(Decision {
-            clipping_norms: vec![self.clipping_norm / count.sqrt(); adapters],
-            noise_weights: vec![1.0 / count; adapters],
-            noise: NoiseWish::default(),
-            learning_rate_factor: 1.0,
-            beta_1: ADAM_BETA_1,
+            clip_counts: ClipCounts::None,
+            ..decision
         })
     }
 
@@ -62,21 +112,14 @@ impl Controller for ConstantController {
         Ok(())
     }
 
-    // It remembers nothing.
-    fn save_state(&self, _folder: &Path) -> Result<serde_json::Value, RldpError> {
-        Ok(serde_json::Value::Null)
-    }
-
-    fn restore_state(&mut self, state: &serde_json::Value, folder: &Path) -> Result<(), RldpError> {
-        from_state::<()>(state, folder)
-    }
+    stateless!();
 }
 
 /// Draws the agent's actions uniformly: the arm that shows whether learning is the cause.
 #[derive(Debug)]
 pub struct RandomController {
     rule: WarmUpRule,
-    bounds: Bounds,
+    actions: ActionSpace,
     random: ChaCha20Rng,
     last_factor: f64,
 }
@@ -89,12 +132,12 @@ impl RandomController {
     pub fn new(
         dimensions: &[usize],
         clipping_norm: f64,
-        bounds: Bounds,
+        actions: ActionSpace,
         seed: u64,
     ) -> Result<Self, RldpError> {
         Ok(Self {
             rule: WarmUpRule::new(dimensions, clipping_norm)?,
-            bounds,
+            actions,
             random: ChaCha20Rng::seed_from_u64(seed),
             last_factor: 1.0,
         })
@@ -117,14 +160,17 @@ impl Controller for RandomController {
     }
 
     fn decide(&mut self, observation: &Observation) -> Result<Decision, RldpError> {
-        let action: Vec<Vec<f32>> = (0..=observation.adapters.len())
+        let action: Vec<Vec<f32>> = self
+            .actions
+            .features(observation)
+            .iter()
             .map(|_| {
-                (0..3)
+                (0..ACTION)
                     .map(|_| self.random.random_range(-1.0..1.0))
                     .collect()
             })
             .collect();
-        let decision = self.rule.moved(&action, &self.bounds, self.last_factor);
+        let decision = self.actions.apply(&self.rule, &action, self.last_factor);
         self.last_factor = decision.learning_rate_factor;
         Ok(decision)
     }

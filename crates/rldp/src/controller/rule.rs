@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::observation::Visible;
-use super::{Bounds, Controller, Decision, NoiseWish, Observation, Outcome, from_state, to_state};
+use super::{Controller, Decision, Observation, Outcome, from_state, to_state};
 use crate::error::RldpError;
 
 /// Share of units that the clipping norms aim to clip: with Adam any smaller norm is the same run, a larger one is
@@ -67,45 +67,9 @@ impl WarmUpRule {
     #[must_use]
     pub fn decision(&self) -> Decision {
         Decision {
-            clipping_norms: self.clipping_norms.clone(),
-            noise_weights: self.noise_weights.clone(),
-            noise: NoiseWish::default(),
-            learning_rate_factor: 1.0,
             beta_1: BETA_1,
+            ..Decision::per_adapter(self.clipping_norms.clone(), self.noise_weights.clone())
         }
-    }
-
-    /// The rule's decision moved by an action: one row per adapter (clipping norm, noise weight, unused) and a last
-    /// row for the run (learning rate, first-moment decay, noise level), each component in [-1, 1].
-    #[must_use]
-    pub fn moved(&self, action: &[Vec<f32>], bounds: &Bounds, last_factor: f64) -> Decision {
-        let component = |row: usize, column: usize| -> f64 {
-            let value = action
-                .get(row)
-                .and_then(|row| row.get(column))
-                .map_or(0.0, |v| f64::from(*v));
-            if value.is_nan() {
-                0.0
-            } else {
-                value.clamp(-1.0, 1.0)
-            }
-        };
-        let mut decision = self.decision();
-        let run = decision.clipping_norms.len();
-        for adapter in 0..run {
-            decision.clipping_norms[adapter] *= bounds.clipping_factor.powf(component(adapter, 0));
-            decision.noise_weights[adapter] *= bounds.weight_factor.powf(component(adapter, 1));
-        }
-        let total: f64 = decision.noise_weights.iter().sum();
-        for weight in &mut decision.noise_weights {
-            *weight /= total;
-        }
-        let wanted = bounds.learning_rate_factor.powf(component(run, 0));
-        let step = bounds.learning_rate_step.max(1.0);
-        decision.learning_rate_factor = wanted.clamp(last_factor / step, last_factor * step);
-        decision.beta_1 = (BETA_1 + bounds.beta_1_distance * component(run, 1)).clamp(0.0, 0.99);
-        decision.noise = NoiseWish(bounds.noise_factor.powf(component(run, 2)));
-        decision
     }
 }
 

@@ -5,8 +5,8 @@ use rldp_accounting::ledger::{Event, Header, LEDGER_VERSION, Ledger, LedgerWrite
 use rldp_accounting::{Adjacency, PrivacyTarget, Segment};
 use rldp_models::FullParameters;
 use rldp_optim::{
-    Accumulator, Beta1, DpOptimizer, ParameterGroups, PerExampleGradients, PoissonSampler, Private,
-    Random, RowMap, SecureRandom, SeededRandom, SteeredAdam, StepPlan, StepRelease,
+    Accumulator, Beta1, DpOptimizer, ParameterGroups, PerExampleGradients, Private, Random, RowMap,
+    SecureRandom, SeededRandom, SteeredAdam, StepPlan, StepRelease,
 };
 use serde_json::json;
 
@@ -201,7 +201,6 @@ pub fn fine_tune<M: FullParameters>(
 /// Private steps over all parameters of a model, on one training part.
 pub struct FullStep {
     units: Vec<TokenUnit>,
-    sampler: PoissonSampler,
     population: usize,
     micro_batch: usize,
     clipping_norm: f64,
@@ -234,7 +233,6 @@ impl FullStep {
         let groups = parameter_groups(model, Grouping::Flat)?;
         let adam = SteeredAdam::new(Beta1::new(BETA_1), config.beta_2, ADAM_EPSILON);
         Ok(Self {
-            sampler: PoissonSampler::new(units.len(), sampling_rate)?,
             units,
             population,
             micro_batch: config.micro_batch,
@@ -276,8 +274,9 @@ impl FullStep {
         ledger: &mut LedgerWriter,
         random: &mut dyn Random,
     ) -> Result<(M, StepRelease), RldpError> {
-        let sampled: Vec<&TokenUnit> = self
-            .sampler
+        // With the plan's own rate: what is sampled is what is accounted.
+        let sampled: Vec<&TokenUnit> = plan
+            .sampler_over(self.units.len())?
             .sample(random)
             .into_iter()
             .map(|index| &self.units[index])

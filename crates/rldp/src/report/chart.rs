@@ -51,6 +51,8 @@ pub struct Chart {
     pub scale: Scale,
     /// Dashed horizontal lines: name and height.
     pub references: Vec<(String, f64)>,
+    /// Whether the horizontal axis is logarithmic; points that are not positive are then left out.
+    pub log_x: bool,
 }
 
 /// One axis: range of the data, and of the drawing.
@@ -100,6 +102,19 @@ impl Chart {
             .all(|line| line.thinned(4, self.scale == Scale::Log).is_empty())
     }
 
+    /// The points of a line that the axes can show.
+    fn drawable(&self, line: &Series, log: bool) -> Vec<(f64, f64)> {
+        if !self.log_x {
+            return line.thinned(POINTS, log);
+        }
+        let right = line
+            .points
+            .iter()
+            .copied()
+            .filter(|point| point.0 > 1.0 / HUGE);
+        Series::new("", right.collect()).thinned(POINTS, log)
+    }
+
     fn is_log(&self) -> bool {
         match self.scale {
             Scale::Linear => false,
@@ -128,7 +143,7 @@ impl Chart {
         let mut lines: Vec<(&Series, Vec<(f64, f64)>)> = self
             .series
             .iter()
-            .map(|line| (line, line.thinned(POINTS, log)))
+            .map(|line| (line, self.drawable(line, log)))
             .collect();
         let middle = if bundle {
             median(&self.series)
@@ -136,7 +151,7 @@ impl Chart {
             Series::default()
         };
         if bundle {
-            lines.push((&middle, middle.thinned(POINTS, log)));
+            lines.push((&middle, self.drawable(&middle, log)));
         }
         lines.retain(|(_, points)| !points.is_empty());
         if lines.is_empty() {
@@ -154,7 +169,7 @@ impl Chart {
             .iter()
             .filter(|(_, height)| height.abs() < HUGE && (!log || *height > 1.0 / HUGE))
             .collect();
-        let (x, y) = axes(&lines, &references, log);
+        let (x, y) = axes(&lines, &references, log, self.log_x);
         page.element("figure", &[("class", "chart")], |figure| {
             figure.element("figcaption", &[], |caption| {
                 caption.leaf("strong", &[], &self.title);
@@ -289,7 +304,7 @@ impl Chart {
                 ("y", &pixel(HEIGHT - 6.0)),
                 ("text-anchor", "middle"),
             ],
-            &self.x_label,
+            &format!("{}{}", self.x_label, if x.log { " (log)" } else { "" }),
         );
         let turned = format!(
             "translate(14 {}) rotate(-90)",
@@ -410,6 +425,7 @@ fn axes(
     lines: &[(&Series, Vec<(f64, f64)>)],
     references: &[&(String, f64)],
     log: bool,
+    log_x: bool,
 ) -> (Axis, Axis) {
     let points = || lines.iter().flat_map(|(_, points)| points.iter());
     let bounds = |values: &mut dyn Iterator<Item = f64>| {
@@ -417,8 +433,19 @@ fn axes(
             (low.min(value), high.max(value))
         })
     };
-    let (left, right) = widened(bounds(&mut points().map(|point| point.0)), 0.0);
-    let x_ticks: Vec<f64> = linear_ticks(left, right, 6)
+    let across = bounds(&mut points().map(|point| point.0));
+    let (left, right, x_ticks) = if log_x {
+        let (left, right) = if across.1 > across.0 * 1.001 {
+            across
+        } else {
+            (across.0 / 1.5, across.1 * 1.5)
+        };
+        (left, right, log_ticks(left, right))
+    } else {
+        let (left, right) = widened(across, 0.0);
+        (left, right, linear_ticks(left, right, 6))
+    };
+    let x_ticks: Vec<f64> = x_ticks
         .into_iter()
         .filter(|tick| *tick >= left - 1e-9 * right.abs() && *tick <= right + 1e-9 * right.abs())
         .collect();
@@ -458,7 +485,7 @@ fn axes(
             high: right,
             from: LEFT,
             to: WIDTH - RIGHT,
-            log: false,
+            log: log_x,
             ticks: x_ticks,
         },
         Axis {

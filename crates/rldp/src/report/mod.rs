@@ -28,11 +28,13 @@
 //! assert!(report.to_html().contains("7.994"));
 //! ```
 
+mod article;
 mod chart;
 mod guarantee;
 mod markup;
 mod number;
 mod page;
+mod section;
 mod series;
 
 #[cfg(test)]
@@ -41,8 +43,10 @@ mod tests;
 use std::io;
 use std::path::Path;
 
+pub use article::Article;
 pub use chart::{Chart, Scale};
 pub use guarantee::{Guarantee, SelfAudit};
+pub use section::Section;
 pub use series::Series;
 
 /// One large number at the top of the report.
@@ -103,6 +107,8 @@ pub struct RunReport {
     pub created: String,
     /// The seed of a seeded run: such a run is not private, and the page says so loudly.
     pub seed: Option<u64>,
+    /// The run had no privacy at all: the page says so loudly, and prints no guarantee.
+    pub unprotected: bool,
     /// Further warnings, each in a banner of its own (raw telemetry, delta above 1/N, a failed self-audit).
     pub warnings: Vec<String>,
     /// What is promised.
@@ -152,6 +158,7 @@ impl RunReport {
             subtitle: String::new(),
             created: String::new(),
             seed: None,
+            unprotected: false,
             warnings: Vec::new(),
             guarantee,
             figures: Vec::new(),
@@ -185,14 +192,19 @@ impl RunReport {
     /// # Errors
     /// What the file system says.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        io::Write::write_all(&mut file, self.to_html().as_bytes())?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        Ok(())
+        write_page(&self.to_html(), path)
     }
+}
+
+/// Writes a page beside its place, and moves it there when it is whole and on the disk.
+fn write_page(html: &str, path: &Path) -> io::Result<()> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    io::Write::write_all(&mut file, html.as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
 }

@@ -4,11 +4,17 @@ use super::chart::{Chart, Scale};
 use super::guarantee::SelfAudit;
 use super::markup::Markup;
 use super::number::short;
+use super::section::{BEGIN, END};
 use super::{RunReport, Series, TableData};
 
 const STYLE: &str = include_str!("style.css");
 
 pub(crate) fn render(report: &RunReport) -> String {
+    document(&report.title, |main| content(main, report))
+}
+
+/// A self-contained page around some content.
+pub(crate) fn document(title: &str, content: impl FnOnce(&mut Markup)) -> String {
     let mut page = Markup::default();
     page.raw("<!DOCTYPE html>\n");
     page.element("html", &[("lang", "en")], |html| {
@@ -17,13 +23,13 @@ pub(crate) fn render(report: &RunReport) -> String {
             head.raw("<meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">");
             // Even if something slipped through the escaping, the page could neither run nor fetch it.
             head.raw("<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">");
-            head.leaf("title", &[], &report.title);
+            head.leaf("title", &[], title);
             head.element("style", &[], |style| {
                 style.raw(STYLE);
             });
         });
         html.element("body", &[], |body| {
-            body.element("main", &[], |main| content(main, report));
+            body.element("main", &[], content);
         });
     });
     page.finish()
@@ -46,6 +52,13 @@ fn content(main: &mut Markup, report: &RunReport) {
             &format!(
                 "This run was seeded (seed {seed}) to be repeatable. Whoever knows the seed can remove the noise: nothing here protects anyone."
             ),
+        );
+    }
+    if report.unprotected {
+        banner(
+            main,
+            "NOT PRIVATE",
+            "This run was asked for without privacy: no gradient was clipped and no noise was added. The adapter may hold anyone's record word for word.",
         );
     }
     for warning in &report.warnings {
@@ -106,6 +119,7 @@ fn content(main: &mut Markup, report: &RunReport) {
     if let Some(audit) = &report.self_audit {
         self_audit(main, audit);
     }
+    main.raw(BEGIN).raw(END);
     table(main, "Queries to held-out people", &report.held_out_queries);
     table(main, "Adapters", &report.adapters);
     pairs(main, "Configuration", &report.configuration);
@@ -117,7 +131,7 @@ fn content(main: &mut Markup, report: &RunReport) {
     );
 }
 
-fn banner(main: &mut Markup, head: &str, text: &str) {
+pub(crate) fn banner(main: &mut Markup, head: &str, text: &str) {
     main.element("div", &[("class", "banner"), ("role", "alert")], |banner| {
         banner.leaf("strong", &[], head);
         banner.text(text);
@@ -126,6 +140,23 @@ fn banner(main: &mut Markup, head: &str, text: &str) {
 
 fn guarantee(main: &mut Markup, report: &RunReport) {
     let promise = &report.guarantee;
+    if report.unprotected {
+        main.element(
+            "section",
+            &[
+                ("class", "card guarantee void"),
+                ("aria-label", "Guarantee"),
+            ],
+            |card| {
+                card.leaf(
+                    "p",
+                    &[("class", "promise")],
+                    "No privacy: this run has no guarantee of any kind.",
+                );
+            },
+        );
+        return;
+    }
     let class = if report.seed.is_some() {
         "card guarantee void"
     } else {
@@ -314,7 +345,7 @@ fn is_numeric(table: &TableData, column: usize) -> bool {
     cells.peek().is_some() && cells.all(|cell| cell.parse::<f64>().is_ok())
 }
 
-fn table(main: &mut Markup, title: &str, data: &TableData) {
+pub(crate) fn table(main: &mut Markup, title: &str, data: &TableData) {
     if data.rows.is_empty() {
         return;
     }

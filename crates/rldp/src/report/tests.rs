@@ -7,7 +7,9 @@ use proptest::prelude::*;
 use super::markup::escape;
 use super::number::{linear_ticks, log_ticks, short, short_upper};
 use super::series::median;
-use super::{Chart, Figure, Guarantee, RunReport, Sample, Scale, SelfAudit, Series, TableData};
+use super::{
+    Chart, Figure, Guarantee, RunReport, Sample, Scale, Section, SelfAudit, Series, TableData,
+};
 
 fn promise() -> Guarantee {
     Guarantee {
@@ -88,6 +90,10 @@ fn check_balanced(page: &str) -> Vec<String> {
         );
         let end = start + rest[start..].find('>').expect("an unfinished tag");
         let tag = &rest[start + 1..end];
+        if tag.starts_with("!--") && tag.ends_with("--") {
+            rest = &rest[end + 1..];
+            continue;
+        }
         assert!(!tag.contains('<'), "< inside a tag: {tag}");
         assert_eq!(tag.matches('"').count() % 2, 0, "odd quotes: {tag}");
         if let Some(name) = tag.strip_prefix('/') {
@@ -255,6 +261,52 @@ fn medians() {
 }
 
 #[test]
+fn a_section_is_put_in_and_replaced_and_stands_alone() {
+    let section = |title: &str| Section {
+        title: title.to_owned(),
+        banners: vec![("Loud".to_owned(), "<b>".to_owned())],
+        paragraphs: vec!["words".to_owned()],
+        charts: vec![Chart {
+            log_x: true,
+            scale: Scale::Log,
+            ..Chart::new(
+                "roc",
+                "fpr",
+                "tpr",
+                vec![Series::new("a", vec![(0.0, 0.1), (1e-3, 0.2), (1.0, 1.0)])],
+            )
+        }],
+        tables: vec![(
+            "Table".to_owned(),
+            TableData {
+                header: vec!["h".to_owned()],
+                rows: vec![vec!["c".to_owned()]],
+            },
+        )],
+    };
+    let page = full("plain").to_html();
+    let first = Section::put_into(&[section("first one")], &page).unwrap();
+    check_balanced(&first);
+    assert!(first.contains("first one") && first.contains("fpr (log)") && first.contains("0.001"));
+    let second = Section::put_into(&[section("second one")], &first).unwrap();
+    assert!(second.contains("second one") && !second.contains("first one"));
+    assert_eq!(Section::put_into(&[], &second).unwrap(), page);
+    assert_eq!(Section::put_into(&[section("x")], "<html></html>"), None);
+    check_balanced(&Section::page("alone", &[section("only one")]));
+}
+
+#[test]
+fn a_run_without_privacy_is_told_loudly_and_promises_nothing() {
+    let mut report = full("plain");
+    report.unprotected = true;
+    report.seed = None;
+    let page = report.to_html();
+    check_balanced(&page);
+    assert!(page.contains("NOT PRIVATE") && page.contains("No privacy"));
+    assert!(!page.contains("-differentially private"));
+}
+
+#[test]
 fn many_lines_become_a_bundle_with_a_median() {
     let mut report = RunReport::new("t", promise());
     report.radii = (0..35)
@@ -300,10 +352,11 @@ proptest! {
         points in prop::collection::vec((any::<f64>(), any::<f64>()), 0..40),
         small in prop::collection::vec((0.0f64..100.0, -5.0f64..5.0), 0..40),
         log in any::<bool>(),
+        log_x in any::<bool>(),
     ) {
         let mut report = RunReport::new("t", promise());
         let scale = if log { Scale::Log } else { Scale::Auto };
-        report.more_charts = vec![Chart { scale, ..Chart::new("t", "x", "y", vec![Series::new("a", points), Series::new("b", small)]) }];
+        report.more_charts = vec![Chart { scale, log_x, ..Chart::new("t", "x", "y", vec![Series::new("a", points), Series::new("b", small)]) }];
         let page = report.to_html();
         check_balanced(&page);
         for piece in page.split("cx=\"").skip(1).chain(page.split("cy=\"").skip(1)) {

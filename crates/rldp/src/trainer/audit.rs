@@ -7,7 +7,7 @@ use crate::error::RldpError;
 use crate::report::SelfAudit;
 
 /// Runs of the mechanism that are attacked: about a second on two cores.
-const TRIALS: usize = 2000;
+pub(super) const TRIALS: usize = 2000;
 
 /// Attacks the run's own first step with a worst-case canary, on made-up gradients.
 ///
@@ -15,11 +15,12 @@ const TRIALS: usize = 2000;
 /// [`RldpError::SelfAuditFailed`] if the attack proves more than is claimed; errors of the mechanism.
 pub(super) fn self_audit(
     plan: &StepPlan,
+    trials: usize,
     delta: f64,
     device: &Device,
     random: &mut dyn Random,
 ) -> Result<SelfAudit, RldpError> {
-    let audit = rldp_audit::SelfAudit::new(TRIALS)?.with_delta(delta)?;
+    let audit = rldp_audit::SelfAudit::new(trials)?.with_delta(delta)?;
     let found = audit.run(plan, device, random)?;
     if !found.passed {
         return Err(RldpError::SelfAuditFailed {

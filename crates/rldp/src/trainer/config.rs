@@ -4,7 +4,9 @@ use rldp_models::Activations;
 use serde::{Deserialize, Serialize};
 
 use crate::budget::BudgetKind;
-use crate::controller::{Bounds, ControllerKind};
+use crate::controller::{
+    AgentOptions, ControllerKind, ControllerSetup, PostProcessing, RivalOptions,
+};
 use crate::error::RldpError;
 
 /// Settings of a private fine-tuning run. Units are stated with each field.
@@ -42,12 +44,21 @@ pub struct TrainerConfig {
     pub clipping_norm: f64,
     /// Who steers.
     pub controller: ControllerKind,
-    /// How far the agent's actions reach.
-    pub bounds: Bounds,
+    /// How the agent acts and learns.
+    pub agent: AgentOptions,
+    /// How the agent's rivals are set.
+    pub rivals: RivalOptions,
     /// Which budget the noise is played from.
     pub budget: BudgetKind,
+    /// Noise levels of a deck relative to each other, each for an equal share of the steps; empty for three levels round the
+    /// calibrated one, or, under decaying noise, those of its schedule.
+    pub deck_ratios: Vec<f64>,
     /// Decisions in a run: the controller acts every steps / decisions steps.
     pub decisions: u64,
+    /// Steps between two decisions, instead of a number of decisions.
+    pub interval: Option<u64>,
+    /// What is done with released gradients and with the parameters they move; the agent may move it.
+    pub post_processing: PostProcessing,
     /// Share of the training precision (1 / sigma^2) spent on released clipped counts.
     pub clip_count_share: f64,
     /// Share of the training precision spent on the released training loss.
@@ -78,9 +89,13 @@ impl Default for TrainerConfig {
             beta_2: 0.99,
             clipping_norm: 0.01,
             controller: ControllerKind::default(),
-            bounds: Bounds::default(),
+            agent: AgentOptions::default(),
+            rivals: RivalOptions::default(),
             budget: BudgetKind::default(),
+            deck_ratios: Vec::new(),
             decisions: 10,
+            interval: None,
+            post_processing: PostProcessing::default(),
             clip_count_share: 0.01,
             training_loss_share: 0.0,
             loss_bound: 6.0,
@@ -96,7 +111,7 @@ impl TrainerConfig {
     /// # Errors
     /// [`RldpError::OutOfRange`] naming the first setting that is out of range.
     pub fn validate(&self) -> Result<(), RldpError> {
-        let checks: [(&'static str, f64, bool, &'static str); 20] = [
+        let checks: [(&'static str, f64, bool, &'static str); 26] = [
             (
                 "epsilon",
                 self.epsilon,
@@ -208,9 +223,46 @@ impl TrainerConfig {
             ),
             (
                 "bounds",
-                self.smallest_bound(),
-                self.smallest_bound() >= 0.0,
+                self.agent.bounds.smallest_slack(),
+                self.agent.bounds.smallest_slack() >= 0.0,
                 "factors >= 1, distances >= 0",
+            ),
+            (
+                "deck ratio",
+                self.worst_deck_ratio(),
+                positive(self.worst_deck_ratio()),
+                "(0, infinity)",
+            ),
+            (
+                "interval",
+                self.interval.unwrap_or(1) as f64,
+                self.interval != Some(0),
+                "[1, infinity)",
+            ),
+            (
+                "noise correction",
+                self.post_processing.noise_correction,
+                closed_unit(self.post_processing.noise_correction),
+                "[0, 1]",
+            ),
+            (
+                "denoising gain",
+                self.post_processing.denoising_gain,
+                self.post_processing.denoising_gain > 0.0
+                    && self.post_processing.denoising_gain <= 1.0,
+                "(0, 1]",
+            ),
+            (
+                "averaging decay",
+                self.post_processing.averaging_decay,
+                (0.0..1.0).contains(&self.post_processing.averaging_decay),
+                "[0, 1)",
+            ),
+            (
+                "tail averaging",
+                self.post_processing.tail_averaging,
+                closed_unit(self.post_processing.tail_averaging),
+                "[0, 1]",
             ),
         ];
         for (what, value, holds, range) in checks {
@@ -221,20 +273,57 @@ impl TrainerConfig {
         Ok(())
     }
 
-    /// The first slack of the bounds that is negative or no number, else zero: factors start at one, distances at zero.
-    fn smallest_bound(&self) -> f64 {
-        let bounds = &self.bounds;
-        [
-            bounds.clipping_factor - 1.0,
-            bounds.weight_factor - 1.0,
-            bounds.learning_rate_factor - 1.0,
-            bounds.learning_rate_step - 1.0,
-            bounds.noise_factor - 1.0,
-            bounds.beta_1_distance,
-        ]
-        .into_iter()
-        .find(|slack| slack.is_nan() || *slack < 0.0)
-        .unwrap_or(0.0)
+    /// The first deck ratio that is no positive number, else one.
+    fn worst_deck_ratio(&self) -> f64 {
+        let bad = self.deck_ratios.iter().find(|ratio| !positive(**ratio));
+        bad.copied().unwrap_or(1.0)
+    }
+
+    /// The deck's noise levels relative to each other; empty for the budget's own choice.
+    #[must_use]
+    pub fn deck_levels(&self) -> Vec<f64> {
+        if self.deck_ratios.is_empty() && self.controller == ControllerKind::Decay {
+            self.rivals.decay.ratios()
+        } else {
+            self.deck_ratios.clone()
+        }
+    }
+
+    /// Steps between two decisions, if they come at an interval.
+    fn interval(&self) -> Option<u64> {
+        self.controller.interval().or(self.interval)
+    }
+
+    /// Decisions of a run: no more than steps.
+    #[must_use]
+    pub fn decisions(&self) -> u64 {
+        match self.interval() {
+            Some(interval) => self.steps.div_ceil(interval.max(1)),
+            None => self.decisions.min(self.steps),
+        }
+    }
+
+    /// The last step of the interval that follows a decision, counted from zero.
+    #[must_use]
+    pub fn interval_end(&self, decision: u64) -> u64 {
+        match self.interval() {
+            Some(interval) => ((decision + 1) * interval).min(self.steps),
+            None => (decision + 1) * self.steps / self.decisions().max(1),
+        }
+    }
+
+    /// What the controller of these settings is built from, for adapters of the given dimensions.
+    #[must_use]
+    pub fn controller_setup(&self, dimensions: Vec<usize>) -> ControllerSetup {
+        ControllerSetup {
+            dimensions,
+            clipping_norm: self.clipping_norm,
+            batch_size: self.batch_size,
+            budget: self.budget,
+            agent: self.agent.clone(),
+            rivals: self.rivals.clone(),
+            post_processing: self.post_processing,
+        }
     }
 
     /// What the backward pass of a step finds in memory.
@@ -299,8 +388,8 @@ mod tests {
             ("steps", |c| c.steps = 0),
             ("batch size", |c| c.batch_size = -1.0),
             ("LoRA rank", |c| c.lora_rank = 0),
-            ("bounds", |c| c.bounds.noise_factor = 0.5),
-            ("bounds", |c| c.bounds.clipping_factor = f64::NAN),
+            ("bounds", |c| c.agent.bounds.noise_factor = 0.5),
+            ("bounds", |c| c.agent.bounds.clipping_factor = f64::NAN),
         ];
         for (name, spoil) in cases {
             let mut config = TrainerConfig::default();
@@ -310,6 +399,27 @@ mod tests {
                 "{name} was not refused by its name"
             );
         }
+    }
+
+    #[test]
+    fn decisions_come_at_shares_of_the_run_or_at_intervals() {
+        let mut config = TrainerConfig {
+            steps: 60,
+            decisions: 7,
+            ..TrainerConfig::default()
+        };
+        let ends = |config: &TrainerConfig| -> Vec<u64> {
+            (0..config.decisions())
+                .map(|decision| config.interval_end(decision))
+                .collect()
+        };
+        assert_eq!(ends(&config), [8, 17, 25, 34, 42, 51, 60]);
+        config.interval = Some(25);
+        assert_eq!(ends(&config), [25, 50, 60]);
+        // The published method acts every 112 steps, whatever else is set.
+        config.controller = ControllerKind::Paper;
+        config.steps = 300;
+        assert_eq!(ends(&config), [112, 224, 300]);
     }
 
     #[test]

@@ -91,6 +91,19 @@ impl HeldOut {
         self.count
     }
 
+    /// The exact mean loss: for seeded studies only.
+    ///
+    /// # Errors
+    /// As [`public_loss`].
+    pub(super) fn exact_loss<M: LanguageModel>(
+        &self,
+        model: &M,
+        micro_batch: usize,
+        device: &Device,
+    ) -> Result<f64, RldpError> {
+        public_loss(model, &self.units, micro_batch, device)
+    }
+
     /// Queries that may still be asked.
     #[must_use]
     pub fn left(&self) -> u64 {

@@ -29,7 +29,7 @@ pub enum Coverage {
 }
 
 /// A kind of file in a run folder: its name or folder, what it holds, and whether it may be shown.
-pub const ARTEFACTS: [(&str, &str, Coverage); 11] = [
+pub const ARTEFACTS: [(&str, &str, Coverage); 15] = [
     (
         "report.html",
         "the run on one page: guarantee, plots, settings, a text the model wrote",
@@ -79,6 +79,26 @@ pub const ARTEFACTS: [(&str, &str, Coverage); 11] = [
         LOCK_FILE,
         "nothing: its lock says that a process works on the folder",
         Coverage::Settings,
+    ),
+    (
+        "audit.json",
+        "attacks on mechanism and canaries: post-processing of what was released",
+        Coverage::Covered,
+    ),
+    (
+        "canaries.json",
+        "made-up texts with secrets, and which of them were put in",
+        Coverage::Covered,
+    ),
+    (
+        "audit-private.json",
+        "attacks on the people themselves",
+        Coverage::Secret,
+    ),
+    (
+        "audit-private.html",
+        "attacks on the people themselves, as a page",
+        Coverage::Secret,
     ),
     (MANIFEST_FILE, "this list", Coverage::Covered),
 ];

@@ -11,6 +11,8 @@ mod folder;
 mod held_out;
 mod interval;
 mod manifest;
+mod plain;
+mod post;
 mod records;
 mod resume;
 mod run;
@@ -26,10 +28,13 @@ pub use folder::{LOCK_FILE, RunFolder};
 pub use held_out::{HeldOut, ReleasedLoss, public_loss};
 pub use interval::{AdapterStatistics, IntervalStatistics};
 pub use manifest::{ARTEFACTS, Coverage, Entry, MANIFEST_FILE, MANIFEST_VERSION, Manifest};
+pub use plain::{PlainStep, PlainSummary, fine_tune_without_privacy};
 pub use records::{
     DecisionRecord, HeldOutRecord, MetricsWriter, Record, Silent, StepRecord, Watcher,
 };
 pub use resume::Lost;
-pub use run::{ADAPTER_FOLDER, LEDGER_FILE, METRICS_FILE, RunSetup, TrainingData, fine_tune};
+pub use run::{
+    ADAPTER_FOLDER, LEDGER_FILE, METRICS_FILE, RunSetup, STUDY, Study, TrainingData, fine_tune,
+};
 pub use step::PrivateStep;
 pub use summary::{AdapterSummary, RunSummary};

@@ -148,6 +148,7 @@ pub(super) fn save<M: LanguageModel>(
     }
     write_tensors(&folder.join(TENSOR_FILE), &tensors)?;
     step.save_optimizer(&folder.join(OPTIMIZER_FILE))?;
+    step.save_post_processing(folder)?;
     controller.save_state(folder)
 }
 
@@ -184,6 +185,7 @@ pub(super) fn restore<M: LanguageModel>(
         return Err(error.into());
     }
     step.restore_optimizer(&folder.join(OPTIMIZER_FILE))?;
+    step.restore_post_processing(folder)?;
     controller.restore_state(&state.controller, folder)?;
     let mut statistics = state.statistics.clone();
     statistics.restore_last(&file, &device)?;

@@ -10,7 +10,7 @@ use rldp_models::LanguageModel;
 use rldp_optim::{Random, SecureRandom, SeededRandom, StepRelease};
 use serde_json::json;
 
-use super::audit::self_audit;
+use super::audit::{TRIALS, self_audit};
 use super::checkpoint::{CHECKPOINT_FOLDER, Checkpoints, Loaded};
 use super::config::TrainerConfig;
 use super::examples::TokenUnit;
@@ -23,7 +23,7 @@ use super::step::PrivateStep;
 use super::summary::{AdapterSummary, RunSummary};
 use crate::budget::{Budget, Registered};
 use crate::controller::{
-    AdapterView, Controller, Decision, Observation, Outcome, Visible, WarmUpRule,
+    AdapterView, Controller, Decision, Observation, Outcome, StepView, Visible, WarmUpRule,
 };
 use crate::error::RldpError;
 use crate::report::SelfAudit;
@@ -72,7 +72,20 @@ pub struct RunSetup {
     pub checkpoint_every: u64,
     /// When the run was started, as text.
     pub created: String,
+    /// What a seeded run may look at beside what it releases; refused without a seed.
+    pub study: Option<Study>,
 }
+
+/// A study compares methods on data that is public, or whose owners allow it: its runs are seeded, so not private, and may
+/// record exact losses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Study {
+    /// Exact losses of the test part are recorded before the first step, after every so many steps, and after the last.
+    pub every: u64,
+}
+
+/// The part's name in records of exact test losses.
+pub const STUDY: &str = "exact-test";
 
 /// The ledger's file in a run folder.
 pub const LEDGER_FILE: &str = "ledger.jsonl";
@@ -105,8 +118,14 @@ pub fn fine_tune<M: LanguageModel>(
     watcher: &mut dyn Watcher,
 ) -> Result<RunSummary, RldpError> {
     setup.config.validate()?;
+    if setup.study.is_some() && setup.seed.is_none() {
+        return Err(RldpError::StudyWithoutSeed);
+    }
     let mut run = Run::prepare(model, data, controller, setup, watcher)?;
     run.train(model, controller, watcher)?;
+    if let Some(averaged) = run.step.averaged(model)? {
+        *model = averaged;
+    }
     setup.folder.write_folder(ADAPTER_FOLDER, |folder| {
         Ok(save_adapter(
             model,
@@ -240,7 +259,7 @@ impl Ground {
             None => Some(held_out(
                 VALIDATION,
                 data.validation,
-                decisions(config) + 1,
+                config.decisions() + 1,
             )?),
         };
         Ok(Self {
@@ -280,11 +299,6 @@ impl Ground {
 
 const VALIDATION: &str = "validation";
 const TEST: &str = "test";
-
-/// Decisions of a run: no more than steps.
-fn decisions(config: &TrainerConfig) -> u64 {
-    config.decisions.min(config.steps)
-}
 
 /// The settings as the ledger registers them. How many rows are computed at once and what is kept in memory changes no
 /// guarantee, and a private run may be resumed with less; a seeded run must repeat itself.
@@ -339,11 +353,12 @@ impl<'a> Run<'a> {
     ) -> Result<Self, RldpError> {
         let config = &setup.config;
         watcher.phase("calibrating the noise to the budget");
-        let budget = Budget::calibrate(
+        let budget = Budget::calibrate_levels(
             config.budget,
             &ground.target,
             ground.sampling_rate,
             config.steps,
+            &config.deck_levels(),
         )?;
         let mut random = RunRandom::new(setup.seed, 0)?;
         let self_audit = audit(&ground, &budget, setup, &mut random, watcher)?;
@@ -570,7 +585,8 @@ impl<'a> Run<'a> {
                 }
                 _ => true,
             };
-            if worth {
+            // A study's run is cheap, and is repeated rather than resumed.
+            if worth && self.setup.study.is_none() {
                 self.checkpoint(model, controller)?;
             }
         }
@@ -585,7 +601,7 @@ impl<'a> Run<'a> {
         watcher: &mut dyn Watcher,
     ) -> Result<(), RldpError> {
         let config = &self.setup.config;
-        let decisions = decisions(config);
+        let decisions = config.decisions();
         self.progress.stage = match self.progress.stage {
             Stage::CountValidation => {
                 if let Some(part) = &mut self.validation {
@@ -600,6 +616,7 @@ impl<'a> Run<'a> {
             Stage::TestBefore => {
                 // One is kept for the end.
                 self.test_loss(model, 2, watcher)?;
+                self.study_loss(model, watcher)?;
                 Stage::ValidationBefore
             }
             Stage::ValidationBefore => {
@@ -617,11 +634,18 @@ impl<'a> Run<'a> {
                 Stage::Step
             }
             Stage::Step => {
-                let end = (self.progress.interval + 1) * config.steps / decisions;
+                let end = config.interval_end(self.progress.interval);
                 if self.progress.taken >= end || self.progress.played_out {
                     Stage::Validation
                 } else {
-                    self.progress.played_out = !self.one_step(model, watcher)?;
+                    self.progress.played_out = !self.one_step(model, controller, watcher)?;
+                    if let Some(study) = self.setup.study
+                        && !self.progress.played_out
+                        && self.progress.taken < config.steps
+                        && self.progress.taken.is_multiple_of(study.every.max(1))
+                    {
+                        self.study_loss(model, watcher)?;
+                    }
                     Stage::Step
                 }
             }
@@ -652,6 +676,7 @@ impl<'a> Run<'a> {
             }
             Stage::TestAfter => {
                 self.test_loss(model, 1, watcher)?;
+                self.study_loss(model, watcher)?;
                 Stage::Done
             }
             Stage::Done => Stage::Done,
@@ -697,19 +722,22 @@ impl<'a> Run<'a> {
     fn one_step<M: LanguageModel>(
         &mut self,
         model: &mut M,
+        controller: &mut dyn Controller,
         watcher: &mut dyn Watcher,
     ) -> Result<bool, RldpError> {
         let config = &self.setup.config;
         let taken = self.progress.taken;
-        let decision = self
+        let mut decision = self
             .progress
             .decision
-            .as_ref()
+            .clone()
             .ok_or(RldpError::NoAdapters)?;
         let Some(segment) = self.budget.play(decision.noise.0)? else {
             return Ok(false);
         };
-        let plan = self.step.plan(&segment, decision)?;
+        let plan = self.step.plan(&segment, &decision)?;
+        self.step
+            .set_post_processing(decision.post_processing.unwrap_or(config.post_processing));
         let learning_rate = config.scheduled_learning_rate(taken) * decision.learning_rate_factor;
         let beta_1 = decision.beta_1;
         let release = self.step.release(
@@ -719,6 +747,11 @@ impl<'a> Run<'a> {
             &mut self.ledger,
             self.random.source(),
         )?;
+        let release = if decision.gradient_factor == 1.0 {
+            release
+        } else {
+            release.scaled(decision.gradient_factor)
+        };
         self.progress.taken += 1;
         watcher.released(&plan.event(taken + 1));
         let before = (self.progress.applied == 0).then(|| squared_norms(&adapters(model)));
@@ -727,19 +760,42 @@ impl<'a> Run<'a> {
         if let Some(before) = before {
             check_moved(&before, &squared_norms(&adapters(model)), learning_rate)?;
         }
-        let clipped: Option<Vec<f64>> = release.clipped_fractions.as_ref().map(|fractions| {
-            fractions
-                .values
-                .iter()
-                .map(|value| *value.value())
-                .collect()
+        let seen: Option<Vec<Visible>> = release
+            .clipped_fractions
+            .as_ref()
+            .map(|fractions| fractions.values.iter().map(Visible::from).collect());
+        let adapters = self.step.references().len();
+        // What holds for all adapters together is shown at each of them.
+        let each = |values: &[f64]| -> Vec<f64> {
+            match values {
+                [one] => vec![*one; adapters],
+                _ => values.to_vec(),
+            }
+        };
+        let clipped = seen.as_ref().map(|seen| {
+            let shares: Vec<f64> = seen.iter().map(|share| share.get()).collect();
+            each(&shares)
         });
+        let (multipliers, norms) = (
+            each(plan.group_noise_multipliers()),
+            each(plan.clipping_norms()),
+        );
         self.observe(&release, clipped.as_deref());
+        controller.step(
+            &StepView {
+                step: taken + 1,
+                steps: config.steps,
+                clipped_fractions: seen.as_deref(),
+                release: &release,
+            },
+            &mut decision,
+        )?;
+        self.progress.decision = Some(decision);
         let record = Record::Step(StepRecord {
             step: taken + 1,
             noise_multiplier: plan.noise_multiplier(),
-            group_noise_multipliers: plan.group_noise_multipliers().to_vec(),
-            clipping_norms: plan.clipping_norms().to_vec(),
+            group_noise_multipliers: multipliers,
+            clipping_norms: norms,
             clipped_fractions: clipped,
             training_loss: release.mean_loss.as_ref().map(|loss| *loss.value.value()),
             learning_rate,
@@ -795,8 +851,9 @@ impl<'a> Run<'a> {
                 signal_to_noise: Visible::post_processed(statistics.signal_to_noise),
                 cosine: Visible::post_processed(statistics.cosine),
                 parameter_norm: Visible::post_processed(norms[index].sqrt()),
-                clipping_norm: decision.map_or(config.clipping_norm, |d| d.clipping_norms[index]),
-                noise_weight: decision.map_or(1.0 / count as f64, |d| d.noise_weights[index]),
+                clipping_norm: decision
+                    .map_or(config.clipping_norm, |d| d.of_adapter(index, count).0),
+                noise_weight: decision.map_or(1.0 / count as f64, |d| d.of_adapter(index, count).1),
             })
             .collect();
         Ok(Observation {
@@ -808,6 +865,9 @@ impl<'a> Run<'a> {
             noise_multiplier: self.budget.nominal() * decision.map_or(1.0, |d| d.noise.0),
             learning_rate_factor: decision.map_or(1.0, |d| d.learning_rate_factor),
             beta_1: decision.map_or(0.8, |d| d.beta_1),
+            post_processing: decision
+                .and_then(|d| d.post_processing)
+                .unwrap_or(config.post_processing),
             adapters: views,
         })
     }
@@ -821,6 +881,8 @@ impl<'a> Run<'a> {
         watcher: &mut dyn Watcher,
     ) -> Result<Option<f64>, RldpError> {
         let (config, device) = (&self.setup.config, &self.setup.device);
+        let averaged = self.step.averaged(model)?;
+        let model = averaged.as_ref().unwrap_or(model);
         let (part, loss, noise) = match (&mut self.validation, &self.public_validation) {
             (Some(part), _) => {
                 if part.count().is_none() || part.left() < planned {
@@ -856,6 +918,8 @@ impl<'a> Run<'a> {
         if self.test.count().is_none() || self.test.left() < planned {
             return Ok(());
         }
+        let averaged = self.step.averaged(model)?;
+        let model = averaged.as_ref().unwrap_or(model);
         let released = self.test.release_loss(
             model,
             self.setup.config.micro_batch,
@@ -865,6 +929,22 @@ impl<'a> Run<'a> {
         )?;
         watcher.released(&self.test.event("mean loss"));
         self.held_out_record(TEST, *released.loss.value(), released.noise, watcher)
+    }
+
+    /// Records the exact test loss of a study.
+    fn study_loss<M: LanguageModel>(
+        &mut self,
+        model: &M,
+        watcher: &mut dyn Watcher,
+    ) -> Result<(), RldpError> {
+        if self.setup.study.is_none() {
+            return Ok(());
+        }
+        let averaged = self.step.averaged(model)?;
+        let model = averaged.as_ref().unwrap_or(model);
+        let (micro_batch, device) = (self.setup.config.micro_batch, &self.setup.device);
+        let loss = self.test.exact_loss(model, micro_batch, device)?;
+        self.held_out_record(STUDY, loss, 0.0, watcher)
     }
 
     fn held_out_record(
@@ -953,6 +1033,8 @@ fn audit(
     random: &mut RunRandom,
     watcher: &mut dyn Watcher,
 ) -> Result<SelfAudit, RldpError> {
+    // An audit of the machine, not of a method: once a study is enough, and the tests have it.
+    let trials = if setup.study.is_some() { 400 } else { TRIALS };
     watcher.phase("auditing the mechanism with canaries");
     let dimensions: Vec<usize> = ground
         .step
@@ -963,7 +1045,13 @@ fn audit(
     let rule = WarmUpRule::new(&dimensions, setup.config.clipping_norm)?;
     let first = Segment::new(ground.sampling_rate, budget.nominal(), 1)?;
     let plan = ground.step.plan(&first, &rule.decision())?;
-    self_audit(&plan, ground.target.delta, &setup.device, random.source())
+    self_audit(
+        &plan,
+        trials,
+        ground.target.delta,
+        &setup.device,
+        random.source(),
+    )
 }
 
 /// What a torn last line of the ledger may have been: the step that loses most, and a query of any part that has one left.
@@ -986,6 +1074,7 @@ fn in_doubt(ground: &Ground, budget: &Budget, ledger: &Ledger) -> Vec<Event> {
         .collect()
 }
 
+/// The decision as a record; under flat clipping without weights, since there is no split.
 fn decision_record(taken: u64, decision: &Decision) -> Record {
     Record::Decision(DecisionRecord {
         step: taken,

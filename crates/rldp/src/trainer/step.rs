@@ -2,21 +2,22 @@
 
 use std::path::Path;
 
-use burn::optim::OptimizerRecord;
+use burn::module::ParamGroup;
+use burn::optim::{ModuleOptimizer, OptimizerRecord};
 use burn::tensor::{Device, Tensor};
 use rldp_accounting::Segment;
 use rldp_accounting::ledger::LedgerWriter;
 use rldp_lora::{AdapterRef, adapter_parameters, adapters, set_adapters};
 use rldp_models::{Activations, LanguageModel, per_example_pass};
 use rldp_optim::{
-    Accumulator, Beta1, DpOptimizer, GroupGradients, ParameterGroups, ParameterSlot,
-    PerExampleGradients, PoissonSampler, Private, Random, RowMap, SteeredAdam, StepPlan,
-    StepRelease, Telemetry,
+    Accumulator, Beta1, DpOptimizer, GroupGradients, KnownNoise, ParameterGroups, ParameterSlot,
+    PerExampleGradients, Private, Random, RowMap, SteeredAdam, StepPlan, StepRelease, Telemetry,
 };
 
 use super::config::TrainerConfig;
 use super::examples::{MicroBatch, TokenUnit, micro_batches};
-use crate::controller::Decision;
+use super::post::PostState;
+use crate::controller::{Decision, PostProcessing};
 use crate::error::RldpError;
 
 /// Added to the root of Adam's second moment: far below the noise of any released gradient.
@@ -25,16 +26,24 @@ const ADAM_EPSILON: f64 = 1e-12;
 /// The training part with everything a step needs.
 pub struct PrivateStep {
     units: Vec<TokenUnit>,
-    sampler: PoissonSampler,
     population: usize,
     micro_batch: usize,
     activations: Activations,
     telemetry: Telemetry,
     optimizer: DpOptimizer,
     beta_1: Beta1,
+    /// What each adapter's optimizer is told of the noise.
+    noise: Vec<KnownNoise>,
+    post: PostState,
+    post_processing: PostProcessing,
+    /// Steps of the whole run.
+    steps: u64,
     references: Vec<AdapterRef>,
     device: Device,
 }
+
+/// The name of the one group of a flat plan.
+const ALL: &str = "all";
 
 impl PrivateStep {
     /// Prepares steps on `model`'s adapters. `population` is the public number of units that the training part is
@@ -79,9 +88,16 @@ impl PrivateStep {
             groups = groups.with(adapter.name.clone(), slots);
         }
         let beta_1 = Beta1::new(0.9);
-        let inner = SteeredAdam::new(beta_1.clone(), config.beta_2, ADAM_EPSILON);
+        let adam = || SteeredAdam::new(beta_1.clone(), config.beta_2, ADAM_EPSILON);
+        let mut inner: ModuleOptimizer = adam().into();
+        let mut noise = Vec::with_capacity(references.len());
+        for layer in adapters(model).layers {
+            let known = KnownNoise::new();
+            let group = ParamGroup::ids_from_module(layer);
+            inner = inner.with_group(group, adam().with_known_noise(known.clone()), None);
+            noise.push(known);
+        }
         Ok(Self {
-            sampler: PoissonSampler::new(units.len(), sampling_rate)?,
             units,
             population,
             micro_batch: config.micro_batch,
@@ -93,6 +109,10 @@ impl PrivateStep {
             },
             optimizer: DpOptimizer::new(inner, groups),
             beta_1,
+            noise,
+            post: PostState::default(),
+            post_processing: config.post_processing,
+            steps: config.steps,
             references,
             device: device.clone(),
         })
@@ -110,21 +130,41 @@ impl PrivateStep {
         &self.device
     }
 
-    /// The plan of a step that plays `segment` under `decision`.
+    /// Sets the post-processing of the steps to come.
+    pub fn set_post_processing(&mut self, post_processing: PostProcessing) {
+        self.post_processing = post_processing;
+    }
+
+    /// The model with the parameters that are its result so far, where these are an average over steps; `None` where they
+    /// are the model's own.
     ///
     /// # Errors
-    /// [`RldpError::AdapterCount`] for a decision about another number of adapters; [`RldpError::Optim`] for numbers
+    /// None in practice.
+    pub fn averaged<M: LanguageModel>(&self, model: &M) -> Result<Option<M>, RldpError> {
+        self.post.averaged(model)
+    }
+
+    /// The plan of a step that plays `segment` under `decision`. What the decision spends on telemetry is part of the
+    /// plan's effective noise multiplier, which stays the segment's.
+    ///
+    /// # Errors
+    /// [`RldpError::AdapterCount`] for a decision about another number of clipping groups; [`RldpError::Optim`] for numbers
     /// out of range.
     pub fn plan(&self, segment: &Segment, decision: &Decision) -> Result<StepPlan, RldpError> {
         for (what, values) in [
             ("the clipping norms", &decision.clipping_norms),
             ("the noise weights", &decision.noise_weights),
         ] {
-            if values.len() != self.references.len() {
+            let expected = if decision.clipping.flat {
+                1
+            } else {
+                self.references.len()
+            };
+            if values.len() != expected {
                 return Err(RldpError::AdapterCount {
                     what,
                     found: values.len(),
-                    expected: self.references.len(),
+                    expected,
                 });
             }
         }
@@ -134,9 +174,18 @@ impl PrivateStep {
             segment.noise_multiplier(),
             &decision.clipping_norms,
         )?;
+        let telemetry = Telemetry {
+            clip_counts: decision.clip_counts.share(
+                self.telemetry.clip_counts,
+                segment.noise_multiplier(),
+                decision.clipping_norms.len(),
+            ),
+            ..self.telemetry
+        };
         Ok(plan
+            .with_rule(decision.clipping.rule())?
             .with_noise_weights(&decision.noise_weights)?
-            .with_telemetry(self.telemetry)?)
+            .with_telemetry(telemetry)?)
     }
 
     /// Takes one step under `plan` and gives what was released. The ledger's line is on disk before anything noisy
@@ -164,7 +213,8 @@ impl PrivateStep {
         Ok(release)
     }
 
-    /// The first half of [`PrivateStep::take`]: samples, clips, writes the ledger's line and releases the noisy gradient.
+    /// The first half of [`PrivateStep::take`]: samples, clips, writes the ledger's line and releases the noisy gradient,
+    /// in one group per adapter also where clipping is flat.
     ///
     /// # Errors
     /// As [`PrivateStep::take`].
@@ -176,20 +226,35 @@ impl PrivateStep {
         ledger: &mut LedgerWriter,
         random: &mut dyn Random,
     ) -> Result<StepRelease, RldpError> {
-        let sampled: Vec<&TokenUnit> = self
-            .sampler
+        // With the plan's own rate: what is sampled is what is accounted.
+        let sampled: Vec<&TokenUnit> = plan
+            .sampler_over(self.units.len())?
             .sample(random)
             .into_iter()
             .map(|index| &self.units[index])
             .collect();
-        let mut accumulator = Accumulator::begin(plan, &self.optimizer.layout())?;
+        let layout = self.optimizer.layout();
+        let flat = plan.clipping_norms().len() < self.references.len();
+        let mut accumulator = if flat {
+            Accumulator::begin(plan, &layout.flattened(ALL))?
+        } else {
+            Accumulator::begin(plan, &layout)?
+        };
+        let ahead = self.post.ahead(model, &self.post_processing)?;
+        let model = ahead.as_ref().unwrap_or(model);
         for batch in micro_batches(&sampled, self.micro_batch, &self.device)? {
             let losses_wanted = plan.loss_noise_multiplier().is_some();
             let (gradients, losses) = per_unit_gradients(model, &batch, self.activations)?;
+            let gradients = if flat {
+                gradients.flattened(ALL)
+            } else {
+                gradients
+            };
             accumulator.add(&gradients, losses_wanted.then(|| Private::new(losses)))?;
         }
         ledger.append(&plan.event(number))?;
-        Ok(accumulator.release(random, &self.device)?)
+        let release = accumulator.release(random, &self.device)?;
+        Ok(if flat { release.cut(&layout)? } else { release })
     }
 
     /// The second half of [`PrivateStep::take`]: moves the adapters by the released gradient.
@@ -204,10 +269,35 @@ impl PrivateStep {
         beta_1: f64,
     ) -> Result<(), RldpError> {
         self.beta_1.set(beta_1);
+        let post = self.post_processing;
+        let release = self.post.filtered(release, &post)?;
+        for (known, group) in self.noise.iter().zip(&release.groups) {
+            known.set(group.noise_std * group.noise_std, post.noise_correction);
+        }
+        let before = adapters(model);
         let moved = self
             .optimizer
-            .step(learning_rate, adapters(model), release)?;
+            .step(learning_rate, before.clone(), &release)?;
         set_adapters(model, moved)?;
+        self.post
+            .moved(&before, &adapters(model), &post, self.steps);
+        Ok(())
+    }
+
+    /// Writes the state of the post-processing into a checkpoint's folder.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn save_post_processing(&self, folder: &Path) -> Result<(), RldpError> {
+        self.post.save(folder)
+    }
+
+    /// Takes over what [`PrivateStep::save_post_processing`] wrote.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is damaged.
+    pub fn restore_post_processing(&mut self, folder: &Path) -> Result<(), RldpError> {
+        self.post = PostState::restore(folder, &self.device)?;
         Ok(())
     }
 

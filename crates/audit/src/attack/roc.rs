@@ -1,11 +1,4 @@
-//! Membership inference from scores: how well they separate members from non-members, with confidence intervals.
-//!
-//! A score is anything that is larger for members: [`loss_scores`] for the loss attack (Yeom et al. 2018), differences to a
-//! reference model, likelihood ratios. Members and non-members must come from one distribution by coin flip, or the figures
-//! measure the difference of the distributions.
-//!
-//! Scores of real members are private data. These figures are for research on data that may be published, for canaries, or
-//! under a budget of their own.
+//! How well scores separate members from non-members.
 
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, Normal};
@@ -58,7 +51,7 @@ pub fn loss_scores(losses: &[f64]) -> Vec<f64> {
     losses.iter().map(|loss| -loss).collect()
 }
 
-/// Evaluates an attack's scores.
+/// Evaluates an attack's scores: larger must mean "likelier a member".
 ///
 /// # Errors
 /// Fewer than two scores on a side, a score that is not a number, confidence or a rate outside (0, 1).
