@@ -142,12 +142,17 @@ impl LoraAdapter {
         }
     }
 
+    /// Whether a forward pass zeroes input elements at random: while training, with dropout.
+    pub fn drops_inputs(&self) -> bool {
+        // A seed marks the factors of a training pass whose gradients are taken elsewhere.
+        let training = self.b.val().is_require_grad() || self.dropout_seed.is_some();
+        training && self.dropout > 0.0
+    }
+
     /// `s (x A) B` for `x` of `[examples, time, in]`.
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let (a, b) = (self.a.val(), self.b.val());
-        // A seed marks the factors of a training pass whose gradients are taken elsewhere.
-        let training = b.is_require_grad() || self.dropout_seed.is_some();
-        let x = if training && self.dropout > 0.0 {
+        let x = if self.drops_inputs() {
             self.drop_out(x)
         } else {
             x

@@ -3,7 +3,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::cache::KvCache;
 use crate::device_cache::DeviceCache;
-use crate::fused::masked_softmax;
+use crate::fused::{causal_attention, masked_softmax};
 
 /// Causal self-attention over any number of heads that share key and value heads.
 ///
@@ -27,6 +27,22 @@ impl Attention {
     /// Attends with `[batch, time, heads, head]` queries and `[batch, time, kv heads, head]` keys
     /// and values; gives `[batch, time, heads * head]`.
     pub(crate) fn forward(
+        &self,
+        query: Tensor<4>,
+        key: Tensor<4>,
+        value: Tensor<4>,
+        cache: Option<(&mut KvCache, usize)>,
+    ) -> Tensor<3> {
+        if cache.is_none()
+            && let Some(context) = causal_attention(self, &query, &key, &value)
+        {
+            return context;
+        }
+        self.composed(query, key, value, cache)
+    }
+
+    /// The same from Burn's operations.
+    pub(crate) fn composed(
         &self,
         query: Tensor<4>,
         key: Tensor<4>,

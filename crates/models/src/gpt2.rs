@@ -12,6 +12,7 @@ use crate::attention::Attention;
 use crate::checkpoint::{Checkpoint, Start, Weights};
 use crate::config::Settings;
 use crate::full::{FullParameters, LayerKind, LayerSlot, linear_slot};
+use crate::fused::{linear, packed_causal_attention};
 use crate::linear::{
     LinearSpec, Storage, host_linears, take_linear, visit_blocks, visit_blocks_mut,
 };
@@ -315,7 +316,7 @@ impl Block {
 
     fn forward(&self, x: Tensor<3>, cache: Option<(&mut KvCache, usize)>) -> Tensor<3> {
         let [examples, time, width] = x.dims();
-        let qkv = self.qkv.forward(self.norm_1.forward(x.clone()));
+        let qkv = linear(&self.qkv, self.norm_1.forward(x.clone()), None);
         let part = |index: usize| {
             let shape = [
                 examples,
@@ -325,10 +326,15 @@ impl Block {
             ];
             qkv.clone().narrow(2, index * width, width).reshape(shape)
         };
-        let context = self.attention.forward(part(0), part(1), part(2), cache);
-        let x = x + self.attention_out.forward(context);
-        let inner = self.mlp_in.forward(self.norm_2.forward(x.clone()));
-        x + self.mlp_out.forward(self.activation.forward(inner))
+        let whole = match cache {
+            None => packed_causal_attention(&self.attention, &qkv),
+            Some(_) => None,
+        };
+        let context =
+            whole.unwrap_or_else(|| self.attention.forward(part(0), part(1), part(2), cache));
+        let x = linear(&self.attention_out, context, Some(x));
+        let inner = linear(&self.mlp_in, self.norm_2.forward(x.clone()), None);
+        linear(&self.mlp_out, self.activation.forward(inner), Some(x))
     }
 }
 

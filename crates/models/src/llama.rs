@@ -14,7 +14,7 @@ use crate::checkpoint::{Checkpoint, Start, Weights};
 use crate::config::Settings;
 use crate::device_cache::DeviceCache;
 use crate::full::{FullParameters, LayerKind, LayerSlot, linear_slot};
-use crate::fused::gated_silu;
+use crate::fused::{gated_silu, linear};
 use crate::linear::{
     LinearSpec, Storage, host_linears, take_linear, visit_blocks, visit_blocks_mut,
 };
@@ -371,19 +371,26 @@ impl Block {
             projection.reshape([examples, time, heads, self.attention.head_dim])
         };
         let normed = self.norm_1.forward(x.clone());
-        let query = split(self.query.forward(normed.clone()), self.attention.heads);
-        let key = split(self.key.forward(normed.clone()), self.attention.kv_heads);
-        let value = split(self.value.forward(normed), self.attention.kv_heads);
+        let query = split(
+            linear(&self.query, normed.clone(), None),
+            self.attention.heads,
+        );
+        let key = split(
+            linear(&self.key, normed.clone(), None),
+            self.attention.kv_heads,
+        );
+        let value = split(linear(&self.value, normed, None), self.attention.kv_heads);
         let context = self.attention.forward(
             self.rotary.forward(query, start),
             self.rotary.forward(key, start),
             value,
             cache,
         );
-        let x = x + self.attention_out.forward(context);
+        let x = linear(&self.attention_out, context, Some(x));
         let normed = self.norm_2.forward(x.clone());
-        let gate = self.gate.forward(normed.clone());
-        x + self.down.forward(gated_silu(gate, self.up.forward(normed)))
+        let gate = linear(&self.gate, normed.clone(), None);
+        let up = linear(&self.up, normed, None);
+        linear(&self.down, gated_silu(gate, up), Some(x))
     }
 
     fn linears(&self) -> [(&'static str, &LoraLinear); 7] {

@@ -12,6 +12,7 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData, module::linear};
 use rldp_lora::frozen::widen;
 
 use crate::Batch;
+use crate::fused::{head_losses, with_slope};
 
 /// Logits per chunk: 4 MB of f32.
 const CHUNK: usize = 1 << 20;
@@ -96,24 +97,15 @@ fn in_closed_form(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> Tensor<1
         )
     };
 
-    let chunk = (CHUNK / head.dims()[0]).clamp(1, count);
-    let mut losses = Vec::new();
-    let mut gradients = Vec::new();
-    for start in (0..count).step_by(chunk) {
-        let length = chunk.min(count - start);
-        let (loss, gradient) = chunk_losses(
-            rows.clone().narrow(0, start, length),
-            &head,
-            targets.clone().narrow(0, start, length),
-            weights.clone().narrow(0, start, length),
-            tracked,
-        );
-        losses.push(loss);
-        gradients.extend(gradient);
-    }
+    let words: Vec<u32> = targets.to_data().iter::<u32>().collect();
+    let factors: Vec<f32> = weights.to_data().iter::<f32>().collect();
+    let native = head_losses(&rows, &head, &words, &factors, tracked);
+    let (losses, gradient) = match native {
+        Some((losses, gradient)) => (losses.reshape([count, 1]), gradient),
+        None => in_chunks(rows, &head, targets, weights, tracked),
+    };
 
-    let spread = |parts: Vec<Tensor<2>>, width: usize| {
-        let values = Tensor::cat(parts, 0);
+    let spread = |values: Tensor<2>, width: usize| {
         if all {
             values
         } else {
@@ -127,16 +119,41 @@ fn in_closed_form(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> Tensor<1
     };
     let losses = spread(losses, 1).reshape([examples, time]);
     let losses = losses.sum_dim(1).reshape([examples]);
-    if !tracked {
-        return losses;
+    match gradient {
+        Some(gradient) => {
+            let gradient = spread(gradient, width).reshape([examples, time, width]);
+            with_slope(hidden, gradient, losses)
+        }
+        None => losses,
     }
-    let gradient = spread(gradients, width).reshape([examples, time, width]);
-    // Linear in the hidden states with the right slope; its own value cancels out.
-    let slope = (hidden * gradient)
-        .sum_dim(2)
-        .sum_dim(1)
-        .reshape([examples]);
-    slope.clone() - slope.detach() + losses
+}
+
+/// Some rows at a time, by Burn's operations.
+pub(crate) fn in_chunks(
+    rows: Tensor<2>,
+    head: &Tensor<2>,
+    targets: Tensor<1, Int>,
+    weights: Tensor<2>,
+    tracked: bool,
+) -> (Tensor<2>, Option<Tensor<2>>) {
+    let [count, _] = rows.dims();
+    let chunk = (CHUNK / head.dims()[0]).clamp(1, count);
+    let mut losses = Vec::new();
+    let mut gradients = Vec::new();
+    for start in (0..count).step_by(chunk) {
+        let length = chunk.min(count - start);
+        let (loss, gradient) = chunk_losses(
+            rows.clone().narrow(0, start, length),
+            head,
+            targets.clone().narrow(0, start, length),
+            weights.clone().narrow(0, start, length),
+            tracked,
+        );
+        losses.push(loss);
+        gradients.extend(gradient);
+    }
+    let gradient = tracked.then(|| Tensor::cat(gradients, 0));
+    (Tensor::cat(losses, 0), gradient)
 }
 
 /// Weighted losses, `[rows, 1]`, and, if wanted, their gradient by the rows, `[rows, hidden]`.

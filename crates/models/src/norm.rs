@@ -4,6 +4,7 @@ use rldp_lora::ForwardHook;
 
 use crate::ModelError;
 use crate::checkpoint::{Start, Weights};
+use crate::fused;
 
 /// Layer normalisation over the last dimension, with scale and shift.
 #[derive(Module, Debug)]
@@ -59,7 +60,7 @@ impl LayerNorm {
     }
 
     fn output(&self, x: Tensor<3>) -> Tensor<3> {
-        burn::tensor::module::layer_norm(x, self.weight.val(), Some(self.bias.val()), self.epsilon)
+        fused::layer_norm(x, self.weight.val(), self.bias.val(), self.epsilon)
     }
 }
 
@@ -85,8 +86,6 @@ impl RmsNorm {
     }
 
     fn output(&self, x: Tensor<3>) -> Tensor<3> {
-        let mean_square = (x.clone() * x.clone()).mean_dim(2);
-        let inverse = (mean_square + self.epsilon).sqrt().recip();
-        x * inverse * self.weight.val().reshape([1, 1, -1])
+        fused::rms_norm(x, self.weight.val(), self.epsilon)
     }
 }

@@ -107,14 +107,14 @@ fn single(tensors: &[&Primitive]) -> bool {
 }
 
 /// The elements of a contiguous tensor.
-fn elements(tensor: &Primitive) -> &[f32] {
+pub(super) fn elements(tensor: &Primitive) -> &[f32] {
     tensor.as_slice::<f32>().unwrap_or(&[])
 }
 
 /// Rewrites a tensor's elements chunk by chunk, in place if nobody else holds them.
 ///
 /// `change` gets the number of elements before the chunk, and the chunk.
-fn rewrite(
+pub(super) fn rewrite(
     tensor: Primitive,
     chunk: usize,
     change: impl Fn(usize, &mut [f32]) + Sync,
@@ -125,6 +125,14 @@ fn rewrite(
         .par_chunks_mut(chunk)
         .enumerate()
         .for_each(|(index, part)| change(index * chunk, part));
+    tensor
+}
+
+/// The same over all elements at once.
+pub(super) fn rewrite_all(tensor: Primitive, change: impl FnOnce(&mut [f32])) -> Primitive {
+    let mut tensor = tensor.to_contiguous();
+    let (start, end) = tensor.layout().contiguous_offsets().unwrap_or((0, 0));
+    change(&mut tensor.storage_mut::<f32>()[start..end]);
     tensor
 }
 
@@ -155,7 +163,7 @@ fn softmax_backward_row(output: &[f32], grad: &mut [f32]) {
 }
 
 /// Reduces eight interleaved parts side by side: one chain of additions cannot be vectorised.
-fn by_lanes(values: &[f32], start: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
+pub(super) fn by_lanes(values: &[f32], start: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
     const LANES: usize = 8;
     let mut lanes = [start; LANES];
     let chunks = values.chunks_exact(LANES);

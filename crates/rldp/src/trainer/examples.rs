@@ -31,8 +31,12 @@ pub struct MicroBatch {
     pub units: usize,
 }
 
+/// Tokens that make a micro-batch worth its overhead.
+const ENOUGH: usize = 384;
+
 /// Lays the units out in micro-batches of at most `rows` rows (a unit with more rows makes one of its own), units of
-/// like length together so that little padding is computed. Which units share a micro-batch changes no result.
+/// like length together: once a micro-batch has tokens enough, one that would make more than an eighth of it padding
+/// starts the next. Which units share a micro-batch changes no result.
 ///
 /// # Errors
 /// [`ModelError::InvalidBatch`] for a row without tokens.
@@ -49,13 +53,19 @@ pub fn micro_batches(
     let mut batches = Vec::new();
     let mut current: Vec<Place> = Vec::new();
     let mut in_current = 0;
+    let mut tokens = 0;
     for index in order {
         let unit = units[index];
-        if !current.is_empty() && current.len() + unit.rows.len() > rows {
+        let more: usize = unit.rows.iter().map(Vec::len).sum();
+        let positions = (current.len() + unit.rows.len()) * longest(unit);
+        let padded = tokens >= ENOUGH && positions * 8 > (tokens + more) * 9;
+        if !current.is_empty() && (current.len() + unit.rows.len() > rows || padded) {
             batches.push(collate(units, &current, device)?);
             current.clear();
             in_current = 0;
+            tokens = 0;
         }
+        tokens += more;
         current.extend((0..unit.rows.len()).map(|row| Place { unit: index, row }));
         in_current += 1;
     }
@@ -138,6 +148,28 @@ mod tests {
             .map(|b| b.batch.mask.clone().sum().into_scalar::<f32>())
             .sum();
         assert_eq!(counted, (4 + 2 + 8 + 9 + 1) as f32);
+    }
+
+    #[cfg(any(feature = "flex", feature = "ndarray"))]
+    #[test]
+    fn uneven_texts_are_hardly_padded() {
+        let units: Vec<TokenUnit> = (0..64)
+            .map(|index| unit(&[5 + index * index / 20]))
+            .collect();
+        let references: Vec<&TokenUnit> = units.iter().collect();
+        let batches = micro_batches(&references, 64, &device()).unwrap();
+        assert!(batches.len() > 1);
+        let tokens: usize = units.iter().map(|unit| unit.rows[0].len() - 1).sum();
+        let positions: usize = batches
+            .iter()
+            .map(|b| b.batch.mask.dims().iter().product::<usize>())
+            .sum();
+        let rows: usize = batches.iter().map(|b| b.unit_of_row.len()).sum();
+        assert_eq!(rows, 64);
+        assert!(
+            positions * 10 < tokens * 13,
+            "{positions} positions for {tokens} tokens"
+        );
     }
 
     #[cfg(any(feature = "flex", feature = "ndarray"))]
