@@ -86,6 +86,7 @@ fn in_closed_form(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> Tensor<1
         return (hidden * 0.0).sum_dim(2).sum_dim(1).reshape([examples]);
     }
     let all = count == mask.len();
+    let example_of_row: Vec<usize> = counted.iter().map(|row| *row as usize / time).collect();
     let counted: Tensor<1, Int> = Tensor::from_data(TensorData::new(counted, [count]), &device);
     let (rows, targets, weights) = if all {
         (rows, targets, weights)
@@ -95,14 +96,6 @@ fn in_closed_form(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> Tensor<1
             targets.select(0, counted.clone()),
             weights.select(0, counted.clone()),
         )
-    };
-
-    let words: Vec<u32> = targets.to_data().iter::<u32>().collect();
-    let factors: Vec<f32> = weights.to_data().iter::<f32>().collect();
-    let native = head_losses(&rows, &head, &words, &factors, tracked);
-    let (losses, gradient) = match native {
-        Some((losses, gradient)) => (losses.reshape([count, 1]), gradient),
-        None => in_chunks(rows, &head, targets, weights, tracked),
     };
 
     let spread = |values: Tensor<2>, width: usize| {
@@ -117,8 +110,19 @@ fn in_closed_form(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> Tensor<1
             )
         }
     };
-    let losses = spread(losses, 1).reshape([examples, time]);
-    let losses = losses.sum_dim(1).reshape([examples]);
+    let words: Vec<u32> = targets.to_data().iter::<u32>().collect();
+    let factors: Vec<f32> = weights.to_data().iter::<f32>().collect();
+    let (losses, gradient) = match head_losses(&rows, &head, &words, &factors, tracked) {
+        Some((losses, gradient)) => {
+            let losses = sums_in_order(&losses, &example_of_row, examples);
+            (losses, gradient)
+        }
+        None => {
+            let (losses, gradient) = in_chunks(rows, &head, targets, weights, tracked);
+            let losses = spread(losses, 1).reshape([examples, time]);
+            (losses.sum_dim(1).reshape([examples]), gradient)
+        }
+    };
     match gradient {
         Some(gradient) => {
             let gradient = spread(gradient, width).reshape([examples, time, width]);
@@ -126,6 +130,17 @@ fn in_closed_form(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> Tensor<1
         }
         None => losses,
     }
+}
+
+/// Each example's sum, token by token: uncounted rows are not there, so padding changes no bit.
+fn sums_in_order(losses: &Tensor<1>, example_of_row: &[usize], examples: usize) -> Tensor<1> {
+    let mut sums = vec![0.0f64; examples];
+    let values = losses.to_data();
+    for (example, loss) in example_of_row.iter().zip(values.iter::<f32>()) {
+        sums[*example] += f64::from(loss);
+    }
+    let sums: Vec<f32> = sums.into_iter().map(|sum| sum as f32).collect();
+    Tensor::from_data(TensorData::new(sums, [examples]), &losses.device())
 }
 
 /// Some rows at a time, by Burn's operations.
