@@ -216,7 +216,9 @@ impl Causal {
                         let rows = scores.chunks_exact_mut(self.width());
                         for (row, scores) in rows.enumerate() {
                             let token = tile.first + row;
-                            let log = self.softmax(&mut scores[seen.clone()], token, seen.start);
+                            let log = math::vectorised(|| {
+                                self.softmax(&mut scores[seen.clone()], token, seen.start)
+                            });
                             // SAFETY: a head's rows belong to this task.
                             unsafe {
                                 let place = (example * self.heads + head) * self.time + token;
@@ -237,6 +239,7 @@ impl Causal {
 
     /// Softmax of one query's scaled scores; the first is that of key `start`. Gives the logarithm
     /// of the denominator.
+    #[inline(always)]
     fn softmax(self, scores: &mut [f32], query: usize, start: usize) -> f32 {
         let first = self.first_key(query) - start;
         let last = query + 1 - start;
@@ -320,13 +323,15 @@ impl Causal {
                                 let cells = row * width..(row + 1) * width;
                                 let (scores, slopes) =
                                     (&mut scores[cells.clone()], &mut slopes[cells]);
-                                self.slopes(
-                                    &mut scores[columns.clone()],
-                                    &mut slopes[columns.clone()],
-                                    token,
-                                    columns.start,
-                                    log,
-                                );
+                                math::vectorised(|| {
+                                    self.slopes(
+                                        &mut scores[columns.clone()],
+                                        &mut slopes[columns.clone()],
+                                        token,
+                                        columns.start,
+                                        log,
+                                    )
+                                });
                             }
                             // SAFETY: a head's rows belong to this task.
                             unsafe {
@@ -382,6 +387,7 @@ impl Causal {
 
     /// From one query's scores and its gradients by the weights: the weights, and the gradients by
     /// the unscaled scores. Keys that it does not see get zeros.
+    #[inline(always)]
     fn slopes(self, scores: &mut [f32], slopes: &mut [f32], query: usize, start: usize, log: f32) {
         let first = self.first_key(query) - start;
         let last = query + 1 - start;

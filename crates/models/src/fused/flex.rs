@@ -124,7 +124,7 @@ pub(super) fn rewrite(
     tensor.storage_mut::<f32>()[start..end]
         .par_chunks_mut(chunk)
         .enumerate()
-        .for_each(|(index, part)| change(index * chunk, part));
+        .for_each(|(index, part)| math::vectorised(|| change(index * chunk, part)));
     tensor
 }
 
@@ -163,6 +163,7 @@ fn softmax_backward_row(output: &[f32], grad: &mut [f32]) {
 }
 
 /// Reduces eight interleaved parts side by side: one chain of additions cannot be vectorised.
+#[inline(always)]
 pub(super) fn by_lanes(values: &[f32], start: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
     const LANES: usize = 8;
     let mut lanes = [start; LANES];

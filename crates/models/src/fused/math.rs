@@ -5,12 +5,44 @@ pub(crate) const GELU_LINEAR: f64 = 2.0 * 0.797_884_560_802_865_4;
 /// `0.044715` times that.
 pub(crate) const GELU_CUBIC: f64 = GELU_LINEAR * 0.044_715;
 
+/// Runs loops with the widest vectors that the processor has. The order of operations, and so every
+/// bit of the results, stays the same.
+#[inline(always)]
+pub(crate) fn vectorised<R>(run: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
+        fn in_avx512<R>(run: impl FnOnce() -> R) -> R {
+            run()
+        }
+        #[target_feature(enable = "avx2,fma")]
+        fn in_avx2<R>(run: impl FnOnce() -> R) -> R {
+            run()
+        }
+        let has_512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512bw");
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the processor has these instructions.
+            return unsafe {
+                if has_512 {
+                    in_avx512(run)
+                } else {
+                    in_avx2(run)
+                }
+            };
+        }
+    }
+    run()
+}
+
 /// `e^x`, zero below -87.
 ///
 /// # Precision
 ///
 /// Relative error below 3e-7 for `x` in [-87, 88]; above 88 the result of 88.
-#[inline]
+#[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     // Adding and taking away 1.5 * 2^23 rounds to a whole number without a branch.
     const ROUND: f32 = 12_582_912.0;
@@ -42,18 +74,18 @@ pub(crate) fn exp(x: f32) -> f32 {
 }
 
 /// `1 / (1 + e^-x)`.
-#[inline]
+#[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-#[inline]
+#[inline(always)]
 pub(crate) fn gelu(x: f32) -> f32 {
     x * sigmoid(x * (x * x * GELU_CUBIC as f32 + GELU_LINEAR as f32))
 }
 
 /// The derivative of [`gelu`].
-#[inline]
+#[inline(always)]
 pub(crate) fn gelu_slope(x: f32) -> f32 {
     let square = x * x;
     let gate = sigmoid(x * (square * GELU_CUBIC as f32 + GELU_LINEAR as f32));
@@ -61,13 +93,13 @@ pub(crate) fn gelu_slope(x: f32) -> f32 {
     gate * (1.0 + x * (1.0 - gate) * inner)
 }
 
-#[inline]
+#[inline(always)]
 pub(crate) fn silu(x: f32) -> f32 {
     x * sigmoid(x)
 }
 
 /// The derivative of [`silu`].
-#[inline]
+#[inline(always)]
 pub(crate) fn silu_slope(x: f32) -> f32 {
     let gate = sigmoid(x);
     gate * (1.0 + x * (1.0 - gate))

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::flex::by_lanes;
+use super::math;
 use super::product::Shared;
 
 /// Which normalisation.
@@ -19,6 +20,7 @@ const GRAIN: usize = 1 << 14;
 
 impl Kind {
     /// The row's mean (zero for the second kind) and the factor that normalises it.
+    #[inline(always)]
     fn moments(self, x: &[f32]) -> (f32, f32) {
         let size = x.len() as f32;
         let add = |sum: f32, value: f32| sum + value;
@@ -42,21 +44,25 @@ impl Kind {
         x.par_chunks(rows).enumerate().for_each(|(index, x)| {
             // SAFETY: chunks do not overlap.
             let y = unsafe { y.slice(index * rows..index * rows + x.len()) };
-            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                let (mean, inverse) = self.moments(x);
-                match self {
-                    Self::Layer { .. } => {
-                        for (((y, x), weight), bias) in y.iter_mut().zip(x).zip(weight).zip(bias) {
-                            *y = (x - mean) * inverse * weight + bias;
+            math::vectorised(|| {
+                for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                    let (mean, inverse) = self.moments(x);
+                    match self {
+                        Self::Layer { .. } => {
+                            for (((y, x), weight), bias) in
+                                y.iter_mut().zip(x).zip(weight).zip(bias)
+                            {
+                                *y = (x - mean) * inverse * weight + bias;
+                            }
                         }
-                    }
-                    Self::RootMeanSquare { .. } => {
-                        for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
-                            *y = x * inverse * weight;
+                        Self::RootMeanSquare { .. } => {
+                            for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
+                                *y = x * inverse * weight;
+                            }
                         }
                     }
                 }
-            }
+            });
         });
     }
 
@@ -69,35 +75,40 @@ impl Kind {
         grad.par_chunks_mut(rows)
             .zip(x.par_chunks(rows))
             .for_each(|(grad, x)| {
-                for (grad, x) in grad.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                    let (mean, inverse) = self.moments(x);
-                    for (grad, weight) in grad.iter_mut().zip(weight) {
-                        *grad *= weight;
+                math::vectorised(|| {
+                    for (grad, x) in grad.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                        let (mean, inverse) = self.moments(x);
+                        for (grad, weight) in grad.iter_mut().zip(weight) {
+                            *grad *= weight;
+                        }
+                        let centre = match self {
+                            Self::Layer { .. } => by_lanes(grad, 0.0, add) / width as f32,
+                            Self::RootMeanSquare { .. } => 0.0,
+                        };
+                        let slope = product(grad, x, mean) * inverse * inverse / width as f32;
+                        for (grad, x) in grad.iter_mut().zip(x) {
+                            *grad = (*grad - centre - (x - mean) * slope) * inverse;
+                        }
                     }
-                    let centre = match self {
-                        Self::Layer { .. } => by_lanes(grad, 0.0, add) / width as f32,
-                        Self::RootMeanSquare { .. } => 0.0,
-                    };
-                    let slope = product(grad, x, mean) * inverse * inverse / width as f32;
-                    for (grad, x) in grad.iter_mut().zip(x) {
-                        *grad = (*grad - centre - (x - mean) * slope) * inverse;
-                    }
-                }
+                });
             });
     }
 }
 
 /// Sum of `(x - mean)^2`.
+#[inline(always)]
 fn squares(x: &[f32], mean: f32) -> f32 {
     product_of(x, |_, x| (x - mean) * (x - mean))
 }
 
 /// Sum of `g (x - mean)`.
+#[inline(always)]
 fn product(grad: &[f32], x: &[f32], mean: f32) -> f32 {
     product_of(x, |index, x| grad[index] * (x - mean))
 }
 
 /// Sums over sixteen interleaved parts: one chain of additions cannot be vectorised.
+#[inline(always)]
 fn product_of(x: &[f32], term: impl Fn(usize, f32) -> f32) -> f32 {
     const LANES: usize = 16;
     let mut lanes = [0.0; LANES];
