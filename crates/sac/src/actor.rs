@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::activation::log_sigmoid;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::{AgentReduction, SacConfig};
 use crate::error::SacError;
@@ -84,14 +84,26 @@ fn log_one_minus_tanh_squared(u: &Tensor<3>) -> Tensor<3> {
 
 fn joint(log_prob: Tensor<3>, reduction: AgentReduction) -> Tensor<1> {
     let [batch, agents, dimensions] = log_prob.dims();
+    if let Some(weights) = reduction.weights(agents) {
+        let of_agents = log_prob.sum_dim(2).reshape([batch, agents]);
+        return weighted(of_agents, weights).reshape([batch]);
+    }
     let summed = log_prob
         .reshape([batch, agents * dimensions])
         .sum_dim(1)
         .reshape([batch]);
     match reduction {
-        AgentReduction::Mean if agents > 1 => summed.div_scalar(agents as f64),
+        AgentReduction::Sum => summed,
+        _ if agents > 1 => summed.div_scalar(agents as f64),
         _ => summed,
     }
+}
+
+/// `[rows, agents]` to the weighted sums over agents, `[rows, 1]`.
+pub(crate) fn weighted(values: Tensor<2>, weights: Vec<f32>) -> Tensor<2> {
+    let weights = TensorData::new(weights, [1, values.dims()[1]]);
+    let weights = Tensor::from_data(weights, &values.device());
+    (values * weights).sum_dim(1)
 }
 
 /// The actor network.
@@ -177,8 +189,6 @@ impl Actor {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use burn::tensor::TensorData;
-
     use super::*;
 
     #[test]

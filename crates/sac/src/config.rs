@@ -4,15 +4,40 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::SacError;
 
-/// How per-agent log-probabilities become the joint one.
+/// How what is said of each agent (log-probabilities, values) becomes what is said of all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AgentReduction {
     /// Mean over agents: temperature and entropy target keep their meaning whatever the number of agents.
     #[default]
     Mean,
-    /// Sum over agents: the exact log-probability of the joint action.
+    /// Sum over agents for log-probabilities: the exact one of the joint action. Values are averaged.
     Sum,
+    /// Weighted mean, for agents of two sorts: the last `solo` agents each weigh as much as all the others together. Under
+    /// [`AgentReduction::Mean`] an agent that is one of its kind among dozens of another hardly counts, though what it
+    /// decides may matter most.
+    Balanced {
+        /// Agents at the end of the list that weigh as much as all the others together; without others all weigh the same.
+        solo: usize,
+    },
+}
+
+impl AgentReduction {
+    /// Weights of `agents` agents, which sum to one; `None` where all weigh the same.
+    pub(crate) fn weights(self, agents: usize) -> Option<Vec<f32>> {
+        let Self::Balanced { solo } = self else {
+            return None;
+        };
+        let solo = solo.min(agents);
+        let others = agents - solo;
+        if solo == 0 || others == 0 {
+            return None;
+        }
+        let share = 1.0 / (solo + 1) as f64;
+        let other = share / others as f64;
+        let weights = std::iter::repeat_n(other, others).chain(std::iter::repeat_n(share, solo));
+        Some(weights.map(|weight| weight as f32).collect())
+    }
 }
 
 /// What the actor climbs when there are several critics.
@@ -77,7 +102,7 @@ pub struct SacConfig {
     /// Entropy target of one agent; `None` means minus the number of action dimensions. Multiplied by the number of
     /// agents under [`AgentReduction::Sum`].
     pub target_entropy: Option<f64>,
-    /// How per-agent log-probabilities become the joint one.
+    /// How per-agent log-probabilities and values become the joint ones.
     pub joint_log_prob: AgentReduction,
     /// Start at actions around 0 with this standard deviation before the squashing (the heads start near zero), instead of
     /// the usual random initial policy. For problems in which action 0 is a good known rule.
@@ -228,7 +253,7 @@ impl SacConfig {
     pub fn joint_target_entropy(&self, agents: usize, act_dim: usize) -> f64 {
         let per_agent = self.target_entropy.unwrap_or(-(act_dim as f64));
         match self.joint_log_prob {
-            AgentReduction::Mean => per_agent,
+            AgentReduction::Mean | AgentReduction::Balanced { .. } => per_agent,
             AgentReduction::Sum => per_agent * agents as f64,
         }
     }

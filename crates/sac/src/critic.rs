@@ -3,13 +3,15 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::config::SacConfig;
+use crate::actor::weighted;
+use crate::config::{AgentReduction, SacConfig};
 use crate::error::SacError;
 use crate::net::{Dense, Trunk};
 use crate::rng::AgentRng;
 use crate::tensors::TensorMap;
 
-/// Critics `Q_k(s, a) = mean over agents of f_k(observation of the agent, action of the agent)`.
+/// Critics `Q_k(s, a) = mean over agents of f_k(observation of the agent, action of the agent)`; a weighted mean under
+/// [`AgentReduction::Balanced`].
 #[derive(Module, Debug)]
 pub struct Critics {
     trunk: Trunk,
@@ -80,6 +82,7 @@ impl Critics {
         observations: Tensor<3>,
         actions: Tensor<3>,
         masks: &DropoutMasks,
+        reduction: AgentReduction,
     ) -> Tensor<2> {
         let inputs = Tensor::cat(vec![observations, actions], 2);
         let [batch, agents, width] = inputs.dims();
@@ -88,6 +91,10 @@ impl Critics {
             .forward(inputs.reshape([1, batch * agents, width]), &masks.0);
         let values = self.out.forward(hidden);
         let members = values.dims()[0];
+        if let Some(weights) = reduction.weights(agents) {
+            let of_agents = values.reshape([members * batch, agents]);
+            return weighted(of_agents, weights).reshape([members, batch]);
+        }
         match agents {
             1 => values.reshape([members, batch]),
             _ => values

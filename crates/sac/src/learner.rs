@@ -159,9 +159,12 @@ impl Learner {
             .forward(next.clone())
             .sample(noise, self.config.joint_log_prob);
         let masks = self.masks(&next, rng);
-        let values = self
-            .target_critics
-            .forward(next, sample.action.clone(), &masks);
+        let values = self.target_critics.forward(
+            next,
+            sample.action.clone(),
+            &masks,
+            self.config.joint_log_prob,
+        );
         let considered = if self.config.target_critics < self.config.critics {
             let chosen = rng.subset(self.config.target_critics, self.config.critics);
             let chosen: Vec<i64> = chosen.into_iter().map(|index| index as i64).collect();
@@ -241,9 +244,12 @@ impl Learner {
 
         let targets = self.targets(batch, noise.next, alpha, rng).targets;
         let masks = self.masks(&batch.observations, rng);
-        let values =
-            self.critics
-                .forward(batch.observations.clone(), batch.actions.clone(), &masks);
+        let values = self.critics.forward(
+            batch.observations.clone(),
+            batch.actions.clone(),
+            &masks,
+            self.config.joint_log_prob,
+        );
         let [members, size] = values.dims();
         let errors = values.clone() - targets.reshape([1, size]);
         let loss = errors.square().mean().mul_scalar(0.5 * members as f64);
@@ -278,7 +284,12 @@ impl Learner {
     ) -> Result<f64, SacError> {
         let constant = assign(self.critics.clone(), critics, false);
         let masks = self.masks(&batch.observations, rng);
-        let values = constant.forward(batch.observations.clone(), sample.action, &masks);
+        let values = constant.forward(
+            batch.observations.clone(),
+            sample.action,
+            &masks,
+            self.config.joint_log_prob,
+        );
         let size = values.dims()[1];
         let value = match self.config.actor_objective {
             ActorObjective::Minimum => values.min_dim(0),

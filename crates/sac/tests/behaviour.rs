@@ -343,6 +343,7 @@ fn agents_share_weights_and_their_order_is_theirs() {
             observations.clone(),
             actions,
             &Default::default(),
+            AgentReduction::Mean,
         ));
         let mut mean = vec![0.0; 2];
         for (row, action) in rows.iter().zip(&together) {
@@ -350,7 +351,12 @@ fn agents_share_weights_and_their_order_is_theirs() {
                 cube(row.clone(), [1, 1, 3], &device),
                 cube(action.clone(), [1, 1, 2], &device),
             );
-            let alone = values(learner.critics().forward(o, a, &Default::default()));
+            let alone = values(learner.critics().forward(
+                o,
+                a,
+                &Default::default(),
+                AgentReduction::Mean,
+            ));
             mean.iter_mut()
                 .zip(alone)
                 .for_each(|(sum, value)| *sum += value / 4.0);
@@ -373,6 +379,81 @@ fn agents_share_weights_and_their_order_is_theirs() {
             -8.0
         );
     }
+}
+
+/// An agent that is one of its kind weighs as much as all the others together: in values and in log-probabilities, and so in
+/// what the actor is moved by.
+#[test]
+fn balanced_agents_weigh_by_kind() {
+    let balanced = AgentReduction::Balanced { solo: 1 };
+    for (_, device) in devices() {
+        let agent = Sac::new(small(), 3, 2, 5, &device).unwrap();
+        let learner = agent.learner();
+        let rows: Vec<f32> = (0..12).map(|i| (i as f32).sin()).collect();
+        let actions: Vec<f32> = (0..8).map(|i| 0.9 * (i as f32).cos()).collect();
+        let of = |reduction, observations: &[f32], actions: &[f32]| {
+            let agents = observations.len() / 3;
+            let observations = cube(observations.to_vec(), [1, agents, 3], &device);
+            let actions = cube(actions.to_vec(), [1, agents, 2], &device);
+            let gaussian = learner.distribution(observations.clone());
+            let mut found = values(gaussian.log_prob(actions.clone(), reduction));
+            let masks = Default::default();
+            found.extend(values(learner.critics().forward(
+                observations,
+                actions,
+                &masks,
+                reduction,
+            )));
+            found
+        };
+        let together = of(balanced, &rows, &actions);
+        let others = of(AgentReduction::Mean, &rows[..9], &actions[..6]);
+        let alone = of(AgentReduction::Mean, &rows[9..], &actions[6..]);
+        for ((together, others), alone) in together.iter().zip(&others).zip(&alone) {
+            let expected = 0.5 * (others + alone);
+            assert!(
+                (together - expected).abs() < 1e-5,
+                "{together} is not {expected}"
+            );
+        }
+        // Without others there is nothing to balance.
+        assert_eq!(
+            of(balanced, &rows[..3], &actions[..2]),
+            of(AgentReduction::Mean, &rows[..3], &actions[..2])
+        );
+    }
+}
+
+/// Of 36 agents the last one alone matters: its action is found when it is balanced against the others.
+#[test]
+fn a_balanced_agent_learns_among_many() {
+    let device = burn::tensor::Device::default();
+    let config = small()
+        .with_random_steps(64)
+        .with_discount(0.0)
+        .with_learning_rate(3e-3)
+        .with_initial_temperature(0.02)
+        .with_joint_log_prob(AgentReduction::Balanced { solo: 1 });
+    let mut agent = Sac::new(config, 3, 2, 7, &device).unwrap();
+    let mut rows = vec![vec![0.5, 0.0, 0.0]; 35];
+    rows.push(vec![0.0, 1.0, 0.0]);
+    for _ in 0..160 {
+        let action = agent.act(&rows.clone().into(), true).unwrap();
+        agent
+            .observe(Transition {
+                observation: rows.clone().into(),
+                reward: -f64::from((action[35][0] - 0.6).powi(2)),
+                action,
+                next_observation: rows.clone().into(),
+                terminated: true,
+                truncated: false,
+            })
+            .unwrap();
+        agent.learn().unwrap();
+    }
+    agent.update(200).unwrap();
+    let action = agent.act(&rows.into(), false).unwrap();
+    assert!((action[35][0] - 0.6).abs() < 0.2, "{}", action[35][0]);
 }
 
 #[test]

@@ -253,16 +253,19 @@ fn values_at_the_initial_parameters() {
         pairs.push((
             "q1",
             "q2",
-            learner
-                .critics()
-                .forward(observations.clone(), batch.actions, &masks),
+            learner.critics().forward(
+                observations.clone(),
+                batch.actions,
+                &masks,
+                AgentReduction::Mean,
+            ),
         ));
         pairs.push((
             "q1_pi",
             "q2_pi",
             learner
                 .critics()
-                .forward(observations, sample.action, &masks),
+                .forward(observations, sample.action, &masks, AgentReduction::Mean),
         ));
         for (first, second, tensor) in pairs {
             let both = values(tensor);
