@@ -211,6 +211,25 @@ impl StepRelease {
         Ok(self)
     }
 
+    /// All groups as one of this name, the inverse of [`StepRelease::cut`]: post-processing. The noise told of is the root mean
+    /// square over the coordinates; clipped shares stay as they were released.
+    #[must_use]
+    pub fn joined(mut self, name: &str) -> Self {
+        let (mut gradients, mut square, mut width) = (Vec::new(), 0.0, 0.0);
+        for group in std::mem::take(&mut self.groups) {
+            let own: usize = group.gradients.iter().map(|tensor| tensor.dims()[0]).sum();
+            square += own as f64 * group.noise_std * group.noise_std;
+            width += own as f64;
+            gradients.extend(group.gradients);
+        }
+        self.groups.push(ReleasedGroup {
+            name: name.to_owned(),
+            gradients,
+            noise_std: (square / f64::max(width, 1.0)).sqrt(),
+        });
+        self
+    }
+
     /// The release with every gradient times `factor`, a public number: post-processing.
     #[must_use]
     pub fn scaled(mut self, factor: f64) -> Self {

@@ -157,6 +157,38 @@ impl AdaClip {
         })
     }
 
+    /// The running means and variances, group by group and coordinate by coordinate: released numbers, for a checkpoint.
+    #[must_use]
+    pub fn estimates(&self) -> Vec<[f64; 2]> {
+        let all = self.groups.iter().flat_map(|(_, estimates)| estimates);
+        all.map(|at| [at.mean, at.variance]).collect()
+    }
+
+    /// Takes over [`AdaClip::estimates`] of one with the same layout.
+    ///
+    /// # Errors
+    /// Another number of coordinates; a mean that is not finite, a variance outside its bounds. Nothing is taken over then.
+    pub fn set_estimates(&mut self, estimates: &[[f64; 2]]) -> Result<(), OptimError> {
+        let expected = self.groups.iter().map(|(_, own)| own.len()).sum();
+        same_length("estimates of coordinates", expected, estimates.len())?;
+        let [low, high] = self.options.variance_bounds;
+        for &[mean, variance] in estimates {
+            let sound = mean.is_finite() && (low..=high).contains(&variance);
+            if !sound {
+                return Err(OptimError::OutOfRange {
+                    what: "an estimate of a coordinate",
+                    value: if mean.is_finite() { variance } else { mean },
+                    range: "a finite mean, a variance within its bounds",
+                });
+            }
+        }
+        let own = self.groups.iter_mut().flat_map(|(_, own)| own);
+        for (own, &[mean, variance]) in own.zip(estimates) {
+            *own = Estimate { mean, variance };
+        }
+        Ok(())
+    }
+
     /// The transforms for the next step's plan.
     ///
     /// # Errors

@@ -30,8 +30,10 @@ fn observation(progress: f64, clipped: f64, wild: f64) -> Observation {
         spent: progress,
         validation_loss: Visible::public(2.0 - progress),
         initial_loss: Visible::public(2.0),
+        loss_noise: 0.0,
         improvement: Visible::public(wild),
         noise_multiplier: 1.0,
+        learning_rate: 5e-3,
         learning_rate_factor: 1.0,
         beta_1: 0.8,
         post_processing: PostProcessing::default(),
@@ -148,8 +150,8 @@ fn the_agent_starts_with_the_rule_and_then_moves() {
     let first = decisions();
     let rule = WarmUpRule::new(&DIMENSIONS, 0.1).unwrap().decision();
     assert_eq!(first[0].clipping_norms, rule.clipping_norms);
-    assert_eq!(first[1].learning_rate_factor, rule.learning_rate_factor);
-    assert_ne!(first[2].clipping_norms, rule.clipping_norms);
+    assert_eq!(first[0].learning_rate_factor, rule.learning_rate_factor);
+    assert_ne!(first[1].clipping_norms, rule.clipping_norms);
     assert_eq!(first, decisions());
 }
 
@@ -275,10 +277,10 @@ fn there_is_a_row_for_everything_that_can_move() {
         clipping_factor: 2.0,
         ..Bounds::NONE
     };
-    let target = ActionSpace::new(radii, false, PostProcessing::default()).target_entropy(3);
+    let target = ActionSpace::new(radii, false, PostProcessing::default()).target_entropy();
     assert!((target - (std::f64::consts::LN_2 - 1.0)).abs() < 1e-12);
     assert_eq!(
-        ActionSpace::new(Bounds::default(), false, PostProcessing::default()).target_entropy(3),
+        ActionSpace::new(Bounds::default(), false, PostProcessing::default()).target_entropy(),
         -2.0
     );
 }
@@ -413,4 +415,56 @@ fn a_frozen_agent_repeats_itself() {
             .noise_weights,
         first.noise_weights
     );
+}
+
+/// Where the noise of the held-out loss drowns the reward the agent acts by its policy's mode and learns nothing.
+#[test]
+fn an_agent_that_hears_nothing_does_not_learn() {
+    let run = |noise: f64| {
+        let mut agent = one_step_agent();
+        let mut seen = observation(0.0, 0.95, 0.1);
+        seen.loss_noise = noise;
+        let decisions: Vec<Decision> = (0..4)
+            .map(|index| {
+                let decision = agent.decide(&seen).unwrap();
+                let outcome = Outcome {
+                    reward: Visible::public(0.1),
+                    next: seen.clone(),
+                    finished: index == 3,
+                };
+                agent.outcome(&outcome).unwrap();
+                decision
+            })
+            .collect();
+        (agent.agent().learner().updates(), decisions)
+    };
+    let (updates, quiet) = run(0.0);
+    assert!(updates > 0 && quiet[0] != quiet[1]);
+    let (updates, loud) = run(0.5);
+    assert_eq!(updates, 0);
+    assert_eq!(loud[0], loud[1]);
+}
+
+/// A reward beyond another run's: nothing is left where both fall alike.
+#[test]
+fn a_baseline_is_taken_off_the_reward() {
+    let losses = [4.0, 2.0, 1.0, 0.8];
+    let rewards = |baseline: &[f64]| -> Vec<f32> {
+        let mut agent = one_step_agent().with_baseline(baseline);
+        episode(&mut agent, &losses);
+        let replay = agent.agent().replay().unwrap();
+        (0..replay.len())
+            .map(|index| replay.get(index).unwrap().reward)
+            .collect()
+    };
+    assert!(rewards(&losses).iter().all(|reward| reward.abs() < 1e-6));
+    let plain = rewards(&[]);
+    let beyond = rewards(&[4.0, 3.0, 2.0, 0.8]);
+    for (index, fall) in [4.0_f64 / 3.0, 3.0 / 2.0, 2.0 / 0.8]
+        .into_iter()
+        .enumerate()
+    {
+        let expected = f64::from(plain[index]) - 10.0 * fall.ln();
+        assert!((f64::from(beyond[index]) - expected).abs() < 1e-4);
+    }
 }

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use burn::tensor::Device;
 use rand::rngs::ChaCha20Rng;
 use rand::{RngExt as _, SeedableRng as _};
-use rldp::controller::AgentController;
-use rldp::trainer::{STUDY, TrainerConfig};
+use rldp::controller::{AgentController, RuleController};
+use rldp::trainer::{PUBLIC_VALIDATION, RunSummary, STUDY, TrainerConfig};
 use rldp_sac::{PolicyContents, Sac};
 use serde::{Deserialize, Serialize};
 
 use super::study::TaskSettings;
-use super::task::Task;
+use super::task::{Rewards, Task};
 use crate::error::ExampleError;
 
 /// The agent with its replay and optimizers, to go on from.
@@ -55,12 +55,17 @@ struct Episode {
     seed: u64,
     loss_before: f64,
     loss: f64,
+    /// Of the warm-up rule on the same draws.
+    rule_loss: f64,
     temperature: f64,
     transitions: u64,
     updates: u64,
     seconds: f64,
 }
 
+/// The tasks are public, so rewards are exact validation losses: the noise of released ones would drown most of what there is to
+/// learn.
+///
 /// Runs episodes until they are done or the time is over, and writes the policy after each: what is in `folder` goes on.
 ///
 /// # Errors
@@ -108,15 +113,26 @@ pub fn pretrain(
         let Some(task) = &mut tasks[index] else {
             continue;
         };
-        let from = agent.take();
-        let (summary, controller) = task.run(&config, seed, config.steps, |dimensions| {
-            let mut setup = config.controller_setup(dimensions);
-            setup.agent.from_scratch = true;
-            Ok(match from {
-                None => AgentController::new(&setup, 1, device)?,
-                Some(agent) => AgentController::with_agent(&setup, agent)?,
-            })
+        // What the rule earns on the same draws, to be taken off the agent's rewards.
+        let (plain, _) = task.run(&config, seed, config.steps, Rewards::Exact, |dimensions| {
+            let rule = RuleController::new(&dimensions, config.clipping_norm);
+            Ok(rule?)
         })?;
+        let baseline: Vec<f64> = plain
+            .held_out(PUBLIC_VALIDATION)
+            .map(|record| record.loss)
+            .collect();
+        let from = agent.take();
+        let (summary, controller) =
+            task.run(&config, seed, config.steps, Rewards::Exact, |dimensions| {
+                let mut setup = config.controller_setup(dimensions);
+                setup.agent.from_scratch = true;
+                Ok(match from {
+                    None => AgentController::new(&setup, 1, device)?,
+                    Some(agent) => AgentController::with_agent(&setup, agent)?,
+                }
+                .with_baseline(&baseline))
+            })?;
         let sac = controller.into_agent();
         let losses: Vec<f64> = summary.held_out(STUDY).map(|record| record.loss).collect();
         let episode = Episode {
@@ -128,6 +144,7 @@ pub fn pretrain(
             seed,
             loss_before: losses.first().copied().unwrap_or(f64::NAN),
             loss: losses.last().copied().unwrap_or(f64::NAN),
+            rule_loss: last_study_loss(&plain),
             temperature: sac.alpha(),
             transitions: sac.steps(),
             updates: sac.learner().updates(),
@@ -135,12 +152,14 @@ pub fn pretrain(
         };
         keep(&sac, curriculum, &episode, folder)?;
         eprintln!(
-            "episode {}: {} at epsilon {:.2}, loss {:.3} -> {:.3}, temperature {:.4}, {:.1} s",
+            "episode {}: {} at epsilon {:.2}, learning rate {:.4}, loss {:.3} -> {:.4}, the rule's {:.4}, temperature {:.4}, {:.1} s",
             done,
             episode.task,
             episode.epsilon,
+            episode.learning_rate,
             episode.loss_before,
             episode.loss,
+            episode.rule_loss,
             episode.temperature,
             episode.seconds
         );
@@ -148,6 +167,11 @@ pub fn pretrain(
         done += 1;
     }
     Ok(())
+}
+
+fn last_study_loss(summary: &RunSummary) -> f64 {
+    let last = summary.held_out(STUDY).last();
+    last.map_or(f64::NAN, |record| record.loss)
 }
 
 /// Writes the policy, the agent, and at last the episode's line: a crash before it repeats the episode, from an agent that may

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use rldp::RldpError;
 use rldp::controller::{Controller, Decision, Observation, Outcome, StepView};
 use rldp::trainer::{Record, RunSummary, STUDY};
+use rldp_optim::AffineTransform;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Job;
 use super::study::Grade;
-use super::task::Task;
+use super::task::{Rewards, Task};
 use crate::error::ExampleError;
 
 /// What is kept of a finished run: one line of a study's store.
@@ -92,13 +93,19 @@ pub struct CoursePoint {
 pub fn run(job: &Job, task: &mut Task, every: u64) -> Result<RunResult, ExampleError> {
     let begun = Instant::now();
     let (kind, device) = (job.config.controller, burn::tensor::Device::default());
-    let (summary, controller) = task.run(&job.config, job.seed, every, |dimensions| {
-        let setup = job.config.controller_setup(dimensions);
-        Ok(Timed {
-            inner: kind.build(&setup, job.seed, &device)?,
-            spent: Duration::ZERO,
-        })
-    })?;
+    let (summary, controller) = task.run(
+        &job.config,
+        job.seed,
+        every,
+        Rewards::Released,
+        |dimensions| {
+            let setup = job.config.controller_setup(dimensions);
+            Ok(Timed {
+                inner: kind.build(&setup, job.seed, &device)?,
+                spent: Duration::ZERO,
+            })
+        },
+    )?;
     let seconds = begun.elapsed().as_secs_f64();
     let curve: Vec<(u64, f64)> = summary
         .held_out(STUDY)
@@ -194,6 +201,10 @@ impl Controller for Timed {
 
     fn step(&mut self, step: &StepView<'_>, decision: &mut Decision) -> Result<(), RldpError> {
         self.timed(|inner| inner.step(step, decision))
+    }
+
+    fn transforms(&self) -> Result<Option<Vec<AffineTransform>>, RldpError> {
+        self.inner.transforms()
     }
 
     fn outcome(&mut self, outcome: &Outcome) -> Result<(), RldpError> {

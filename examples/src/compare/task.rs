@@ -36,6 +36,15 @@ pub struct Task {
     parts: HashMap<PartsKey, Parts>,
 }
 
+/// How a run's validation losses reach the controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rewards {
+    /// Released, as in a private run.
+    Released,
+    /// Exact: for tables that are public.
+    Exact,
+}
+
 /// What the encoded parts depend on.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct PartsKey {
@@ -160,7 +169,8 @@ impl Task {
     }
 
     /// One seeded run, with the controller that `build` makes for the adapters' dimensions; exact test losses are recorded
-    /// after every `every` steps. Gives what was recorded, and the controller.
+    /// after every `every` steps. Under [`Rewards::Exact`] the validation part is read as public text. Gives what was recorded,
+    /// and the controller.
     ///
     /// # Errors
     /// Those of the run.
@@ -169,15 +179,20 @@ impl Task {
         config: &TrainerConfig,
         seed: u64,
         every: u64,
+        rewards: Rewards,
         build: impl FnOnce(Vec<usize>) -> Result<C, ExampleError>,
     ) -> Result<(RunSummary, C), ExampleError> {
         let parts = self.parts(config, seed)?;
         let share = config.held_out_share(self.units);
+        let public_validation = match rewards {
+            Rewards::Released => None,
+            Rewards::Exact => Some(parts.validation.clone()),
+        };
         let data = TrainingData {
             training: parts.training,
             validation: parts.validation,
             test: parts.test,
-            public_validation: None,
+            public_validation,
             units: self.units,
             training_population: ((1.0 - 2.0 * share) * self.units as f64).round() as usize,
             unit: parts.unit,

@@ -73,27 +73,27 @@ impl ActionSpace {
         observation.features(&self.kinds())
     }
 
-    /// Entropy target per row for `adapters` adapters: minus one for a component that does something (Haarnoja et al. 2018b,
+    /// Rows that are one of their kind: they come last, and each weighs as much as all adapters together.
+    #[must_use]
+    pub fn solo_rows(&self) -> usize {
+        let kinds = self.kinds();
+        kinds
+            .iter()
+            .filter(|kind| **kind != RowKind::Adapter)
+            .count()
+    }
+
+    /// Entropy target, the mean over kinds of rows: minus one for a component that does something (Haarnoja et al. 2018b,
     /// "-dim(A)"), and the largest entropy there is for one that does nothing, so that it cannot stand in for exploration.
     #[must_use]
-    pub fn target_entropy(&self, adapters: usize) -> f64 {
-        let mut rows = 0.0;
-        let mut sum = 0.0;
-        for kind in self.kinds() {
-            let count = if kind == RowKind::Adapter {
-                adapters as f64
-            } else {
-                1.0
-            };
-            let own: f64 = self
-                .active(kind)
-                .iter()
-                .map(|active| if *active { -1.0 } else { FREE_ENTROPY })
-                .sum();
-            rows += count;
-            sum += count * own;
-        }
-        if rows > 0.0 { sum / rows } else { 0.0 }
+    pub fn target_entropy(&self) -> f64 {
+        let kinds = self.kinds();
+        let sum: f64 = kinds
+            .iter()
+            .flat_map(|kind| self.active(*kind))
+            .map(|active| if active { -1.0 } else { FREE_ENTROPY })
+            .sum();
+        sum / kinds.len().max(1) as f64
     }
 
     /// The rule's decision moved by an action; the zero action is the rule itself. Components are clamped to [-1, 1], and

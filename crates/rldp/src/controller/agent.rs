@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use rldp_sac::{PolicyContents, Sac, SacConfig, Transition};
+use rldp_sac::{AgentReduction, PolicyContents, Sac, SacConfig, Transition};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -35,6 +35,12 @@ pub struct AgentOptions {
     pub updates: usize,
     /// Factor on the reward (fall of the validation loss's logarithm), so that rewards are of order one.
     pub reward_scale: f64,
+    /// Noise in a reward, as a standard deviation, above which the agent acts by its policy's mode and learns nothing: what
+    /// is heard there is the noise of the held-out loss, and exploration is not paid back. Public: it follows from the
+    /// held-out part's size and budget.
+    pub loudest_noise: f64,
+    /// Weigh the rows of the run as much as all adapters' rows together; else every row weighs the same.
+    pub balanced: bool,
     /// Ranges of the actions.
     pub bounds: Bounds,
     /// A saved policy to start from; `None` for the one that this crate ships, if it ships one.
@@ -50,20 +56,23 @@ pub struct AgentOptions {
 impl Default for AgentOptions {
     fn default() -> Self {
         Self {
-            warm_up: 2,
+            warm_up: 1,
             updates: 32,
             reward_scale: 10.0,
+            loudest_noise: 0.5,
+            balanced: true,
             bounds: Bounds::default(),
             policy: None,
             from_scratch: false,
             frozen: false,
-            // Few transitions: a short horizon, two-step returns, a fast learner, and a start close to the rule.
+            // Few transitions: four-step returns, a fast learner, and a start close to the rule. What counts is the loss at the
+            // end, so the future is hardly discounted.
             sac: SacConfig::default()
                 .with_random_steps(0)
                 .with_initial_std(Some(0.3))
                 .with_learning_rate(1e-3)
-                .with_discount(0.9)
-                .with_horizon(2)
+                .with_discount(0.98)
+                .with_horizon(4)
                 .with_batch_size(32)
                 .with_layer_norm(true),
         }
@@ -80,6 +89,8 @@ pub struct AgentController {
     sac: Sac,
     decisions: usize,
     last_factor: f64,
+    /// What is taken off the rewards to come: see [`AgentController::with_baseline`].
+    baseline: Vec<f64>,
     /// Observation and action of the decision whose outcome is awaited.
     pending: Option<(Rows, Rows)>,
 }
@@ -94,8 +105,11 @@ impl AgentController {
         let options = &setup.agent;
         let mut config = options.sac.clone().with_updates_per_step(options.updates);
         if config.target_entropy.is_none() {
-            let target = setup.actions().target_entropy(setup.dimensions.len());
-            config = config.with_target_entropy(Some(target));
+            config = config.with_target_entropy(Some(setup.actions().target_entropy()));
+        }
+        if options.balanced {
+            let solo = setup.actions().solo_rows();
+            config = config.with_joint_log_prob(AgentReduction::Balanced { solo });
         }
         let mut sac = Sac::new(config, FEATURES, ACTION, seed, device)?;
         if !options.from_scratch {
@@ -124,8 +138,27 @@ impl AgentController {
             sac,
             decisions: 0,
             last_factor: 1.0,
+            baseline: Vec::new(),
             pending: None,
         })
+    }
+
+    /// The same controller, whose k-th reward is what it earned beyond what another run earned in the same interval:
+    /// `losses` are that run's validation losses, the first one and that after every interval. With the warm-up rule under the
+    /// same seed as the other run, all that the two have in common falls out of the reward, and what the agent did is left.
+    /// For pre-training on public runs.
+    #[must_use]
+    pub fn with_baseline(mut self, losses: &[f64]) -> Self {
+        let pairs = losses.windows(2);
+        self.baseline = pairs.map(|pair| reward(pair[0], pair[1])).collect();
+        self
+    }
+
+    /// Whether rewards can be told from the noise in them: see [`AgentOptions::loudest_noise`].
+    fn hears(&self, seen: &Observation) -> bool {
+        let loss = seen.validation_loss.get().max(LOSS_FLOOR);
+        let noise = self.options.reward_scale * std::f64::consts::SQRT_2 * seen.loss_noise / loss;
+        noise <= self.options.loudest_noise
     }
 
     /// The same controller under the name of an arm.
@@ -173,8 +206,8 @@ impl Controller for AgentController {
         let action = if self.decisions < self.options.warm_up {
             vec![vec![0.0; ACTION]; features.len()]
         } else {
-            self.sac
-                .act(&features.clone().into(), !self.options.frozen)?
+            let explore = !self.options.frozen && self.hears(observation);
+            self.sac.act(&features.clone().into(), explore)?
         };
         self.decisions += 1;
         let decision = self.actions.apply(&self.rule, &action, self.last_factor);
@@ -192,8 +225,15 @@ impl Controller for AgentController {
         if self.options.frozen {
             return Ok(());
         }
+        if !self.hears(&outcome.next) {
+            // What follows is not the next step of what was stored.
+            self.sac.abandon_episode();
+            return Ok(());
+        }
         let after = outcome.next.validation_loss.get();
-        let reward = reward(after + outcome.reward.get(), after);
+        let baseline = self.decisions.checked_sub(1);
+        let baseline = baseline.and_then(|index| self.baseline.get(index));
+        let reward = reward(after + outcome.reward.get(), after) - baseline.unwrap_or(&0.0);
         self.sac.observe(Transition {
             observation: observation.into(),
             action,

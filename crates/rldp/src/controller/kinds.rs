@@ -4,9 +4,10 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ActionSpace, AgentController, AgentOptions, AutomaticController, Bounds, ConstantController,
-    Controller, DecayingController, GlobalAdaptController, PerAdapterQuantileController,
-    PostProcessing, QuantileController, RandomController, RivalOptions, RuleController,
+    ActionSpace, AdaClipController, AgentController, AgentOptions, AutomaticController, Bounds,
+    ConstantController, Controller, DecayingController, GlobalAdaptController,
+    PerAdapterQuantileController, PostProcessing, QuantileController, RandomController,
+    RivalOptions, RuleController,
 };
 use crate::budget::BudgetKind;
 use crate::error::RldpError;
@@ -65,6 +66,9 @@ kinds! {
     Decay = "decay",
     /// DPSGD-Global-Adapt (Esipova et al. 2023).
     GlobalAdapt = "global-adapt",
+    /// AdaCliP (Pichapati et al. 2019).
+    #[serde(rename = "adaclip")]
+    AdaClip = "adaclip",
 }
 
 impl std::fmt::Display for ControllerKind {
@@ -142,7 +146,11 @@ impl ControllerKind {
         let mut options = given.clone();
         let all = given.bounds;
         match self {
-            Self::SacScratch => options.from_scratch = true,
+            // Learning alone: whatever is heard.
+            Self::SacScratch => {
+                options.from_scratch = true;
+                options.loudest_noise = f64::MAX;
+            }
             Self::SacFrozen => options.frozen = true,
             Self::SacRadii => {
                 options.bounds = Bounds {
@@ -167,6 +175,7 @@ impl ControllerKind {
             }
             Self::Paper => {
                 options.from_scratch = true;
+                options.loudest_noise = f64::MAX;
                 options.warm_up = 1;
                 options.bounds = Bounds {
                     clipping_factor: all.clipping_factor,
@@ -229,6 +238,7 @@ impl ControllerKind {
                 rivals.quantile_per_adapter.clone(),
             )?),
             Self::Decay => Box::new(DecayingController::new(flat_norm, rivals.decay.clone())?),
+            Self::AdaClip => Box::new(AdaClipController::new(&setup.dimensions, &rivals.adaclip)?),
             Self::GlobalAdapt => Box::new(GlobalAdaptController::new(
                 flat_norm,
                 rivals.global_adapt.clone(),

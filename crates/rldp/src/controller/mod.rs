@@ -21,15 +21,17 @@ pub use decision::{ClipCounts, Clipping, Decision, NoiseWish, PostProcessing};
 pub use kinds::{ControllerKind, ControllerSetup};
 pub use observation::{AdapterView, FEATURES, Observation, RowKind, Visible};
 pub use rivals::{
-    Allocation, AutomaticController, AutomaticOptions, ConstantController, DecayOptions,
-    DecayingController, GlobalAdaptController, GlobalAdaptOptions, PerAdapterQuantileController,
-    PerAdapterQuantileOptions, QuantileController, QuantileOptions, RandomController, RivalOptions,
+    AdaClipController, AdaClipRivalOptions, Allocation, AutomaticController, AutomaticOptions,
+    ConstantController, DecayOptions, DecayingController, GlobalAdaptController,
+    GlobalAdaptOptions, PerAdapterQuantileController, PerAdapterQuantileOptions,
+    QuantileController, QuantileOptions, RandomController, RivalOptions,
 };
 pub use rule::{RuleController, WarmUpRule};
 pub use step_view::StepView;
 
 use std::path::Path;
 
+use rldp_optim::AffineTransform;
 use serde::Serialize;
 
 use crate::error::RldpError;
@@ -64,6 +66,15 @@ pub trait Controller: Send {
     fn step(&mut self, step: &StepView<'_>, decision: &mut Decision) -> Result<(), RldpError> {
         let _ = (step, decision);
         Ok(())
+    }
+
+    /// The coordinates that the next step clips in, one transform for each clipping group, where they are not the gradient's
+    /// own. They may follow from releases alone. Asked for before every step.
+    ///
+    /// # Errors
+    /// [`RldpError`] when there are none.
+    fn transforms(&self) -> Result<Option<Vec<AffineTransform>>, RldpError> {
+        Ok(None)
     }
 
     /// Hears what the last decision led to. Called once after every decision's interval.

@@ -73,10 +73,14 @@ pub struct Observation {
     pub validation_loss: Visible,
     /// The first released validation loss in nats.
     pub initial_loss: Visible,
+    /// Standard deviation of the noise in a released validation loss, in nats; zero for one of public text. Public.
+    pub loss_noise: f64,
     /// Fall of the released validation loss in nats over the last interval.
     pub improvement: Visible,
     /// Noise multiplier of the last step, all terms together; the calibrated one before the first step.
     pub noise_multiplier: f64,
+    /// Scheduled learning rate of the next step, without the controller's factor.
+    pub learning_rate: f64,
     /// Learning-rate factor in force.
     pub learning_rate_factor: f64,
     /// First-moment decay in force.
@@ -107,29 +111,39 @@ impl RowKind {
 }
 
 /// Features per row: what [`Observation::features`] lists.
-pub const FEATURES: usize = 22;
+pub const FEATURES: usize = 23;
+/// Learning rate that the feature of it is relative to.
+const USUAL_LEARNING_RATE: f64 = 5e-3;
+/// Noise in nats at which a released loss, and the last fall of it, count half in the features: what one usually sees.
+const HALF_HEARD: (f64, f64) = (0.5, 0.03);
 /// Columns of a row that are an adapter's own.
 const OWN: usize = 7;
 
 impl Observation {
-    /// The observation as rows of 22 numbers: one for every adapter if there is a row of that kind, and one for each other
+    /// The observation as rows of 23 numbers: one for every adapter if there is a row of that kind, and one for each other
     /// kind. Each number is scaled to order one and bounded, so that one policy serves any model.
     ///
     /// A row is: 0 clipped share around its aim of 0.95; 1 log clipping norm; 2 log relative noise weight; 3 signal
     /// to noise; 4 cosine; 5 log parameter norm; 6 log dimension (these seven are averages over adapters in rows of other
     /// kinds); 7 to 10 the row's kind, one of four; then the same for every row: 11 progress; 12 epsilon spent; 13 loss
-    /// fallen so far; 14 last improvement; 15 log noise multiplier; 16 log learning-rate factor; 17 momentum; 18 noise
-    /// correction; 19 denoising gain; 20 averaging decay; 21 one.
+    /// fallen so far; 14 last improvement, both the smaller the noisier they are; 15 log noise multiplier; 16 log
+    /// learning-rate factor; 17 log scheduled learning rate; 18 momentum; 19 noise correction; 20 denoising gain; 21 averaging
+    /// decay; 22 one.
     #[must_use]
     pub fn features(&self, kinds: &[RowKind]) -> Vec<Vec<f32>> {
         let count = self.adapters.len().max(1) as f64;
         let shared = [
             2.0 * self.progress - 1.0,
             2.0 * self.spent - 1.0,
-            bounded(self.initial_loss.get() - self.validation_loss.get(), 2.0),
-            bounded(10.0 * self.improvement.get(), 2.0),
+            heard(self.loss_noise, HALF_HEARD.0)
+                * bounded(self.initial_loss.get() - self.validation_loss.get(), 2.0),
+            heard(self.loss_noise, HALF_HEARD.1) * bounded(10.0 * self.improvement.get(), 2.0),
             bounded(self.noise_multiplier.max(1e-6).ln(), 3.0),
             bounded(2.0 * self.learning_rate_factor.max(1e-6).ln(), 3.0),
+            bounded(
+                (self.learning_rate.max(1e-12) / USUAL_LEARNING_RATE).ln(),
+                3.0,
+            ),
             bounded(10.0 * (self.beta_1 - 0.8), 3.0),
             bounded(self.post_processing.noise_correction, 1.0),
             bounded(2.0 * (1.0 - self.post_processing.denoising_gain), 2.0),
@@ -170,6 +184,16 @@ impl Observation {
             }));
         }
         rows
+    }
+}
+
+/// The share of a number that is worth hearing under noise of this deviation, a half where it is `half`.
+fn heard(noise: f64, half: f64) -> f64 {
+    let ratio = noise / half;
+    if ratio.is_nan() {
+        0.0
+    } else {
+        1.0 / (1.0 + ratio * ratio)
     }
 }
 

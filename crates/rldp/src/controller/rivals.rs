@@ -3,6 +3,7 @@
 //! What a rival looks at, it pays for: [`Decision::clip_counts`] is part of the step's own mechanism, and so of its
 //! effective noise multiplier. Nothing else reaches it but public numbers and what was released anyway.
 
+mod adaclip;
 mod automatic;
 mod decaying;
 mod global_adapt;
@@ -11,12 +12,13 @@ mod quantile;
 #[cfg(test)]
 mod tests;
 
+pub use adaclip::AdaClipController;
 pub use automatic::AutomaticController;
 pub use decaying::DecayingController;
 pub use global_adapt::GlobalAdaptController;
 pub use options::{
-    Allocation, AutomaticOptions, DecayOptions, GlobalAdaptOptions, PerAdapterQuantileOptions,
-    QuantileOptions, RivalOptions,
+    AdaClipRivalOptions, Allocation, AutomaticOptions, DecayOptions, GlobalAdaptOptions,
+    PerAdapterQuantileOptions, QuantileOptions, RivalOptions,
 };
 pub use quantile::{PerAdapterQuantileController, QuantileController};
 

@@ -1,6 +1,6 @@
 //! What a controller may see of a single step.
 
-use rldp_optim::StepRelease;
+use rldp_optim::{StepPlan, StepRelease};
 
 use super::Visible;
 
@@ -13,6 +13,8 @@ pub struct StepView<'a> {
     pub steps: u64,
     /// Released share of clipped units in every clipping group, if it was paid for.
     pub clipped_fractions: Option<&'a [Visible]>,
+    /// The numbers that the step was taken with.
+    pub plan: &'a StepPlan,
     /// Everything that the step released, per adapter, before any filter.
     pub release: &'a StepRelease,
 }

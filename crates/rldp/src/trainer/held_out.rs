@@ -151,6 +151,13 @@ impl HeldOut {
         self.part
     }
 
+    /// Standard deviation of the noise in a released mean loss, in nats; `None` before the number of units was released.
+    #[must_use]
+    pub fn loss_noise(&self) -> Option<f64> {
+        self.count
+            .map(|count| noise_of_mean(self.loss_bound, count, self.noise_multiplier))
+    }
+
     /// Releases the mean of the units' losses under `model`.
     ///
     /// # Errors

@@ -34,7 +34,8 @@ pub use records::{
 };
 pub use resume::Lost;
 pub use run::{
-    ADAPTER_FOLDER, LEDGER_FILE, METRICS_FILE, RunSetup, STUDY, Study, TrainingData, fine_tune,
+    ADAPTER_FOLDER, LEDGER_FILE, METRICS_FILE, PUBLIC_VALIDATION, RunSetup, STUDY, Study,
+    TrainingData, fine_tune,
 };
 pub use step::PrivateStep;
 pub use summary::{AdapterSummary, RunSummary};

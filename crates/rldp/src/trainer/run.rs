@@ -84,6 +84,8 @@ pub struct Study {
     pub every: u64,
 }
 
+/// The part's name in records of exact losses on public validation text.
+pub const PUBLIC_VALIDATION: &str = "public-validation";
 /// The part's name in records of exact test losses.
 pub const STUDY: &str = "exact-test";
 
@@ -736,6 +738,10 @@ impl<'a> Run<'a> {
             return Ok(false);
         };
         let plan = self.step.plan(&segment, &decision)?;
+        let plan = match controller.transforms()? {
+            Some(transforms) => plan.with_transforms(transforms)?,
+            None => plan,
+        };
         self.step
             .set_post_processing(decision.post_processing.unwrap_or(config.post_processing));
         let learning_rate = config.scheduled_learning_rate(taken) * decision.learning_rate_factor;
@@ -786,6 +792,7 @@ impl<'a> Run<'a> {
                 step: taken + 1,
                 steps: config.steps,
                 clipped_fractions: seen.as_deref(),
+                plan: &plan,
                 release: &release,
             },
             &mut decision,
@@ -862,7 +869,13 @@ impl<'a> Run<'a> {
             validation_loss: Visible::post_processed(loss),
             initial_loss: Visible::post_processed(initial),
             improvement: Visible::post_processed(before - loss),
+            loss_noise: self
+                .validation
+                .as_ref()
+                .and_then(HeldOut::loss_noise)
+                .unwrap_or(0.0),
             noise_multiplier: self.budget.nominal() * decision.map_or(1.0, |d| d.noise.0),
+            learning_rate: config.scheduled_learning_rate(taken),
             learning_rate_factor: decision.map_or(1.0, |d| d.learning_rate_factor),
             beta_1: decision.map_or(0.8, |d| d.beta_1),
             post_processing: decision
@@ -901,7 +914,7 @@ impl<'a> Run<'a> {
             (None, units) => {
                 let units = units.as_deref().unwrap_or_default();
                 let loss = public_loss(model, units, config.micro_batch, device)?;
-                ("public-validation", loss, 0.0)
+                (PUBLIC_VALIDATION, loss, 0.0)
             }
         };
         self.held_out_record(part, loss, noise, watcher)?;

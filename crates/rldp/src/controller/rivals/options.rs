@@ -20,6 +20,39 @@ pub struct RivalOptions {
     pub decay: DecayOptions,
     /// DPSGD-Global-Adapt.
     pub global_adapt: GlobalAdaptOptions,
+    /// AdaCliP.
+    pub adaclip: AdaClipRivalOptions,
+}
+
+/// AdaCliP (Pichapati et al. 2019).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct AdaClipRivalOptions {
+    /// Clipping norm in the transformed coordinates; 1 in the paper.
+    pub clipping_norm: f64,
+    /// Decay of the running mean; 0.99 in the paper.
+    pub mean_decay: f64,
+    /// Decay of the running variance; 0.9 in the paper.
+    pub variance_decay: f64,
+    /// Lower bound of a variance estimate, h1; 1e-12 in the paper.
+    pub smallest_variance: f64,
+    /// Upper bound of a variance estimate, h2; 10 in the paper's experiments.
+    pub largest_variance: f64,
+    /// Deviation of every coordinate before anything is known; `None` for that of the variance `sqrt(h1 h2)`.
+    pub initial_deviation: Option<f64>,
+}
+
+impl Default for AdaClipRivalOptions {
+    fn default() -> Self {
+        Self {
+            clipping_norm: 1.0,
+            mean_decay: 0.99,
+            variance_decay: 0.9,
+            smallest_variance: 1e-12,
+            largest_variance: 10.0,
+            initial_deviation: None,
+        }
+    }
 }
 
 /// Automatic clipping (Bu et al. 2023, AUTO-S).

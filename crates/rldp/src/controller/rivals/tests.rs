@@ -25,8 +25,10 @@ fn observation(adapters: usize) -> Observation {
         spent: 0.0,
         validation_loss: visible,
         initial_loss: visible,
+        loss_noise: 0.0,
         improvement: visible,
         noise_multiplier: 1.0,
+        learning_rate: 5e-3,
         learning_rate_factor: 1.0,
         beta_1: 0.9,
         post_processing: PostProcessing::default(),
@@ -34,12 +36,13 @@ fn observation(adapters: usize) -> Observation {
     }
 }
 
-fn release() -> StepRelease {
+fn release() -> (StepPlan, StepRelease) {
     let plan = StepPlan::new(0.5, 10, 1.0, &[1.0]).unwrap();
-    Accumulator::begin(&plan, &Layout::new([("g", vec![2])]))
+    let release = Accumulator::begin(&plan, &Layout::new([("g", vec![2])]))
         .unwrap()
         .release(&mut SeededRandom::new(1), &Device::default())
-        .unwrap()
+        .unwrap();
+    (plan, release)
 }
 
 /// Lets a controller see steps with these released clipped shares, and gives the decisions in force after each.
@@ -48,7 +51,7 @@ fn follow(
     adapters: usize,
     steps: &[Option<Vec<f64>>],
 ) -> Vec<Decision> {
-    let release = release();
+    let (plan, release) = release();
     let mut decision = controller.decide(&observation(adapters)).unwrap();
     let mut decisions = vec![decision.clone()];
     for (index, clipped) in steps.iter().enumerate() {
@@ -59,6 +62,7 @@ fn follow(
             step: index as u64 + 1,
             steps: steps.len() as u64,
             clipped_fractions: clipped.as_deref(),
+            plan: &plan,
             release: &release,
         };
         controller.step(&view, &mut decision).unwrap();
@@ -237,6 +241,80 @@ fn the_ceiling_adapts_and_gradients_are_scaled_below_it() {
         assert_close(decision.clipping_norms[0], ceiling);
         assert_close(decision.gradient_factor, 0.5 / ceiling);
     }
+}
+
+/// The published update, by hand in double precision: `b = sqrt(s) sqrt(sum s)`, `v = clamp((g - m)^2 - b^2 noise^2, h1, h2)`,
+/// `m <- 0.99 m + 0.01 g`, `s^2 <- 0.9 s^2 + 0.1 v`, from m = 0 and `s^2 = sqrt(h1 h2)` (Pichapati et al. 2019, Algorithm 1).
+#[test]
+fn adaclip_follows_its_paper() {
+    let options = AdaClipRivalOptions {
+        smallest_variance: 1e-4,
+        ..AdaClipRivalOptions::default()
+    };
+    let mut rival = AdaClipController::new(&[2, 1], &options).unwrap();
+    let mut decision = rival.decide(&observation(2)).unwrap();
+    assert_eq!(
+        (decision.clipping.flat, decision.clipping_norms.as_slice()),
+        (true, &[1.0][..])
+    );
+    assert_eq!(decision.clip_counts, ClipCounts::None);
+    let layout = Layout::new([("a", vec![2]), ("b", vec![1])]);
+    let (mut mean, mut variance) = ([0.0_f64; 3], [(1e-4_f64 * 10.0).sqrt(); 3]);
+    let mut random = SeededRandom::new(5);
+    for step in 1..=4 {
+        let transforms = rival.transforms().unwrap().unwrap();
+        let total: f64 = variance.iter().map(|v| v.sqrt()).sum();
+        let scale = variance.map(|v| (v.sqrt() * total).sqrt());
+        for (found, expected) in transforms[0].scale().iter().zip(scale) {
+            assert!((f64::from(*found) / expected - 1.0).abs() < 1e-5);
+        }
+        let plan = StepPlan::new(0.5, 10, 0.8, &[1.0])
+            .unwrap()
+            .with_transforms(transforms)
+            .unwrap();
+        let release = Accumulator::begin(&plan, &layout.flattened("all"))
+            .unwrap()
+            .release(&mut random, &Device::default())
+            .unwrap()
+            .cut(&layout)
+            .unwrap();
+        let released: Vec<f64> = release
+            .groups
+            .iter()
+            .flat_map(|group| group.gradients.clone())
+            .flat_map(|tensor| {
+                tensor
+                    .into_data()
+                    .iter::<f32>()
+                    .map(f64::from)
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        let view = StepView {
+            step,
+            steps: 4,
+            clipped_fractions: None,
+            plan: &plan,
+            release: &release,
+        };
+        rival.step(&view, &mut decision).unwrap();
+        for (at, g) in released.into_iter().enumerate() {
+            let noise = scale[at] * 0.8 / 5.0;
+            let v = ((g - mean[at]).powi(2) - noise * noise).clamp(1e-4, 10.0);
+            mean[at] = 0.99 * mean[at] + 0.01 * g;
+            variance[at] = 0.9 * variance[at] + 0.1 * v;
+        }
+    }
+    assert!(variance.iter().any(|v| *v != variance[0]), "{variance:?}");
+    // What a checkpoint keeps is all there is.
+    let folder = tempfile::tempdir().unwrap();
+    let state = rival.save_state(folder.path()).unwrap();
+    let mut restored = AdaClipController::new(&[2, 1], &options).unwrap();
+    restored.restore_state(&state, folder.path()).unwrap();
+    assert_eq!(restored.transforms().unwrap(), rival.transforms().unwrap());
+    std::fs::write(folder.path().join("adaclip.bin"), [0; 47]).unwrap();
+    assert!(restored.restore_state(&state, folder.path()).is_err());
+    assert!(AdaClipController::new(&[], &options).is_err());
 }
 
 #[test]
