@@ -60,6 +60,28 @@ pub(crate) fn gauss_legendre(middle: f64, half: f64, f: impl Fn(f64) -> f64) -> 
         * half
 }
 
+/// A sum that carries its rounding along: right to two roundoffs of itself and n^2 roundoffs squared of its terms' sizes.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Sum {
+    high: f64,
+    low: f64,
+}
+
+impl Sum {
+    /// Adds a term.
+    pub fn add(&mut self, term: f64) {
+        let next = self.high + term;
+        let part = next - self.high;
+        self.low += (self.high - (next - part)) + (term - part);
+        self.high = next;
+    }
+
+    /// The sum.
+    pub fn value(self) -> f64 {
+        self.high + self.low
+    }
+}
+
 /// ln sqrt(2 pi).
 pub(crate) fn ln_sqrt_two_pi() -> f64 {
     0.5 * (2.0 * PI).ln()

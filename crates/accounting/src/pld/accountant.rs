@@ -2,11 +2,14 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::loss::{self, Direction, Loss};
+use super::guards::{Guards, below};
+use super::loss::{Direction, Loss};
 use super::method::{self, Method, one_step_epsilon};
+use super::slot::Slot;
 use super::{EpsilonInterval, PldOptions, one_step};
 use crate::error::AccountingError;
 use crate::gaussian;
+use crate::rdp::SMALLEST_SUBSAMPLED_SIGMA;
 use crate::segment::{Segment, check_delta, check_epsilon, merge};
 
 /// Relative margin on closed forms.
@@ -16,16 +19,20 @@ const TOLERANCE: f64 = 0.25;
 
 #[derive(Debug, Clone, Default)]
 struct Cache {
-    remove: Option<Method>,
-    add: Option<Method>,
+    remove: Slot,
+    add: Slot,
     /// Saddle and log moment of a Chernoff bound that keeps the add direction below the remove direction.
     guard: Option<(f64, f64)>,
+    /// More of them, once the sequence grows.
+    guards: Option<Guards>,
+    /// Whether epsilon was asked for before: then what is composed next makes the sequence a growing one.
+    asked: bool,
 }
 
 /// An accountant of privacy loss distributions, incremental in segments.
 ///
-/// [`PldAccountant::compose`] multiplies one transform; asking for epsilon takes one inverse transform, at one point. Now and
-/// then, as the loss grows, the line of integration no longer fits and is laid anew over the distinct segments.
+/// [`PldAccountant::compose`] multiplies one transform; asking for epsilon takes one inverse transform, at one point. As the
+/// loss grows the line of integration no longer fits: the next one is made ready beforehand, a few old segments a step.
 #[derive(Debug)]
 pub struct PldAccountant {
     options: PldOptions,
@@ -111,15 +118,23 @@ impl PldAccountant {
             Err(i) => self.segments.insert(i, segment),
         }
         let cache = self.cache.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let one = Loss::upper(&[segment]);
-        for slot in [&mut cache.remove, &mut cache.add] {
-            match slot {
-                Some(Method::Contour(contour)) => contour.compose(&one),
-                _ => *slot = None,
-            }
+        if !cache.asked {
+            return Ok(());
         }
+        let one = Loss::upper(&[segment]);
+        let tolerance = TOLERANCE * self.options.epsilon_error;
+        let whole = || Loss::upper(&self.segments);
+        cache
+            .remove
+            .compose(&one, whole, Direction::Remove, tolerance);
+        cache.add.compose(&one, whole, Direction::Add, tolerance);
         if let Some((c, k)) = &mut cache.guard {
             *k += one.ln_moment(Direction::Add, *c);
+            *k += f64::EPSILON * k.abs();
+        }
+        match &mut cache.guards {
+            Some(guards) => guards.compose(&one),
+            None => cache.guards = Some(Guards::new(whole())),
         }
         Ok(())
     }
@@ -161,44 +176,69 @@ impl PldAccountant {
 
     fn composed_upper(&self, delta: f64) -> Result<f64, AccountingError> {
         check_delta(delta)?;
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.asked = true;
         if let Some(exact) = self.closed_form(delta)? {
             return Ok(exact * (1.0 + CLOSED_FORM_MARGIN));
         }
-        let loss = Loss::upper(&self.segments);
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let tolerance = TOLERANCE * self.options.epsilon_error;
-        let remove = method::epsilon_upper(
-            &loss,
-            Direction::Remove,
-            delta,
-            tolerance,
-            &mut cache.remove,
-        )?;
-        // The add direction is usually far below; a Chernoff bound shows it.
         let ln_delta = delta.ln();
-        let below = |c: f64, k: f64| {
-            k * (1.0 + 1e-12) - c * remove + loss::ln_hockey_stick_factor(c) <= ln_delta
+        let tolerance = TOLERANCE * self.options.epsilon_error;
+        let whole = || Loss::upper(&self.segments);
+        let at_hand = cache.remove.at_hand(ln_delta, tolerance);
+        let remove = match at_hand {
+            Some(epsilon) => epsilon,
+            None => {
+                let loss = whole();
+                if !loss.mu2.is_finite() {
+                    return Err(AccountingError::Overflow);
+                }
+                let direction = Direction::Remove;
+                match cache
+                    .remove
+                    .lay_growing(&loss, direction, ln_delta, tolerance)
+                {
+                    Some(epsilon) => epsilon,
+                    None => cache.remove.lay(&loss, direction, ln_delta, tolerance)?,
+                }
+            }
         };
+        // The add direction is usually far below; a Chernoff bound shows it.
+        if remove > 0.0 {
+            let guards = cache.guards.as_ref();
+            if guards.is_some_and(|g| g.below(remove, ln_delta))
+                || cache
+                    .guard
+                    .is_some_and(|(c, k)| below(c, k, remove, ln_delta))
+            {
+                return Ok(remove);
+            }
+        }
+        let loss = whole();
         if remove >= loss.supremum(Direction::Add) {
             return Ok(remove);
         }
-        if remove > 0.0 {
-            if cache.guard.is_some_and(|(c, k)| below(c, k)) {
-                return Ok(remove);
-            }
-            if cache.add.is_none() {
-                let saddle = cache.remove.as_ref().map_or(1.0, Method::saddle);
-                for factor in [1.3, 2.0, 0.8] {
-                    let c = saddle * factor;
-                    let k = loss.ln_moment(Direction::Add, c);
-                    if below(c, k) {
-                        cache.guard = Some((c, k));
-                        return Ok(remove);
-                    }
+        if remove > 0.0 && cache.add.method.is_none() {
+            let saddle = cache.remove.method.as_ref().map_or(1.0, Method::saddle);
+            for factor in [1.3, 2.0, 0.8] {
+                let c = saddle * factor;
+                let k = loss.ln_moment(Direction::Add, c);
+                if below(c, k, remove, ln_delta) {
+                    cache.guard = Some((c, k));
+                    return Ok(remove);
                 }
             }
         }
-        let add = method::epsilon_upper(&loss, Direction::Add, delta, tolerance, &mut cache.add)?;
+        let at_hand = cache.add.at_hand(ln_delta, tolerance);
+        let add = match at_hand {
+            Some(epsilon) => epsilon,
+            None => {
+                let direction = Direction::Add;
+                match cache.add.lay_growing(&loss, direction, ln_delta, tolerance) {
+                    Some(epsilon) => epsilon,
+                    None => cache.add.lay(&loss, direction, ln_delta, tolerance)?,
+                }
+            }
+        };
         Ok(remove.max(add))
     }
 
@@ -245,7 +285,7 @@ impl PldAccountant {
             (Direction::Remove, &mut cache.remove),
             (Direction::Add, &mut cache.add),
         ] {
-            best = method::epsilon_lower(&loss, direction, delta, tolerance, best, slot);
+            best = slot.epsilon_lower(&loss, direction, delta, tolerance, best);
         }
         Ok(best)
     }
@@ -355,6 +395,14 @@ impl PldAccountant {
         if let Some(s) = self.one_step() {
             let (q, sigma) = (s.sampling_rate(), s.noise_multiplier());
             return one_step_epsilon(q, sigma, delta.ln()).map(Some);
+        }
+        let sampled = |s: &Segment| {
+            s.sampling_rate() > 0.0
+                && s.sampling_rate() < 1.0
+                && s.noise_multiplier() >= SMALLEST_SUBSAMPLED_SIGMA
+        };
+        if self.segments.iter().any(sampled) {
+            return Ok(None);
         }
         let loss = Loss::upper(&self.segments);
         if !loss.mu2.is_finite() {

@@ -63,6 +63,33 @@ impl Loss {
         }
     }
 
+    /// A few kinds of step that stand for all of them, `factor` times as many steps. Each stands for itself and those after it,
+    /// which have more noise where the sampling rate is the same.
+    pub fn sample(&self, kinds: usize, factor: u64) -> Self {
+        let total: u128 = self.steps.iter().map(|(_, n)| u128::from(*n)).sum();
+        let times = |n: u128| u64::try_from(n.max(1)).unwrap_or(u64::MAX / factor);
+        let steps = if self.steps.len() <= kinds {
+            self.steps.clone()
+        } else {
+            let mut sample = Vec::with_capacity(kinds);
+            let mut seen = 0;
+            for (step, n) in &self.steps {
+                if sample.len() < kinds && seen >= sample.len() as u128 * total / kinds as u128 {
+                    sample.push((*step, times(total / kinds as u128)));
+                }
+                seen += u128::from(*n);
+            }
+            sample
+        };
+        Self {
+            steps: steps
+                .into_iter()
+                .map(|(s, n)| (s, n.saturating_mul(factor)))
+                .collect(),
+            mu2: self.mu2 * factor as f64,
+        }
+    }
+
     /// ln E[exp(c loss)].
     pub fn ln_moment(&self, direction: Direction, c: f64) -> f64 {
         let power = direction.power(c);

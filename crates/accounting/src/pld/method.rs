@@ -1,6 +1,6 @@
 //! One direction's privacy curve by whichever method bounds it best, and the epsilons that are read off it.
 
-use super::contour::{self, Contour, Plan};
+use super::contour::{self, Aim, Contour, Plan};
 use super::lattice::Lattice;
 use super::loss::{Direction, Loss};
 use super::one_step;
@@ -13,7 +13,7 @@ const GOOD_GAP: f64 = 1e-4;
 const GAP_TOLERANCE: f64 = 0.2;
 /// So few steps (in all), of so few kinds, are put on a lattice before a smoothed contour is tried.
 const FEW_STEPS: f64 = 2e5;
-const FEW_KINDS: usize = 6;
+const FEW_KINDS: usize = 32;
 /// More kinds than this are not worth a lattice: each has masses of its own.
 const MOST_KINDS: usize = 64;
 /// A lattice serves again for deltas this near (in ln) the one it was laid for.
@@ -22,7 +22,7 @@ const NEAR_NATS: f64 = 0.7;
 /// A certified privacy curve of one direction.
 #[derive(Debug, Clone)]
 pub(crate) enum Method {
-    Contour(Contour),
+    Contour(Box<Contour>),
     Lattice(Lattice),
 }
 
@@ -40,19 +40,20 @@ impl Method {
         epsilon: Option<f64>,
         tolerance: f64,
     ) -> Option<Self> {
-        let plan = |work| {
-            Plan::new(
-                loss,
-                direction,
-                saddle,
+        let plan = |most_work| {
+            let aim = Aim {
                 ln_delta,
                 epsilon,
-                (tolerance, work),
-            )
+                tolerance,
+                most_work,
+                share: 1.0,
+                slope: 0.0,
+            };
+            Plan::new(loss, direction, saddle, &aim)
         };
         let quick = plan(contour::FREE_WORK);
         if quick.moved() == 0.0 {
-            return Some(Self::Contour(Contour::lay(loss, &quick)));
+            return Some(Self::Contour(Box::new(Contour::lay(loss, &quick))));
         }
         let total: f64 = loss.steps.iter().map(|(_, n)| *n as f64).sum();
         let lattice = || Lattice::lay(loss, direction, ln_delta, epsilon, tolerance);
@@ -69,7 +70,7 @@ impl Method {
             return Some(Self::Lattice(lattice));
         }
         hard.bearable()
-            .then(|| Self::Contour(Contour::lay(loss, &hard)))
+            .then(|| Self::Contour(Box::new(Contour::lay(loss, &hard))))
     }
 
     /// The saddle, or tilt.
@@ -83,7 +84,7 @@ impl Method {
     /// Certified upper bound on ln delta(epsilon).
     pub fn ln_delta_upper(&self, epsilon: f64) -> f64 {
         match self {
-            Self::Contour(contour) => contour.ln_delta_upper(epsilon),
+            Self::Contour(contour) => contour.curve().ln_delta_upper(epsilon),
             Self::Lattice(lattice) => lattice.ln_delta_upper(epsilon),
         }
     }
@@ -91,13 +92,13 @@ impl Method {
     /// Certified lower bound on delta(epsilon).
     pub fn delta_lower(&self, epsilon: f64) -> f64 {
         match self {
-            Self::Contour(contour) => contour.delta_lower(epsilon),
+            Self::Contour(contour) => contour.curve().delta_lower(epsilon),
             Self::Lattice(lattice) => lattice.delta_lower(epsilon),
         }
     }
 
     /// The Chernoff (Renyi) bound at the method's own saddle.
-    fn chernoff_epsilon(&self, ln_delta: f64) -> f64 {
+    pub fn chernoff_epsilon(&self, ln_delta: f64) -> f64 {
         match self {
             Self::Contour(contour) => contour.chernoff_epsilon(ln_delta),
             Self::Lattice(lattice) => lattice.chernoff_epsilon(ln_delta),
@@ -105,21 +106,27 @@ impl Method {
     }
 
     /// The smallest epsilon that this certifies, at most the given Chernoff bound.
-    fn epsilon_upper(&self, ln_delta: f64, chernoff: f64) -> f64 {
-        let f = |e: f64| self.ln_delta_upper(e) - ln_delta;
-        let at_zero = f(0.0);
-        if at_zero <= 0.0 || chernoff <= 0.0 {
-            return 0.0;
+    pub fn epsilon_upper(&self, ln_delta: f64, chernoff: f64) -> f64 {
+        match self {
+            Self::Contour(contour) => {
+                let curve = contour.curve();
+                least(|e| curve.ln_delta_upper(e) - ln_delta, chernoff)
+            }
+            Self::Lattice(lattice) => least(|e| lattice.ln_delta_upper(e) - ln_delta, chernoff),
         }
-        // At the Chernoff epsilon the bound is met by construction; it is also what is left if rounding swamped the sum.
-        let at_high = f(chernoff).min(-1e-12);
-        decreasing_root(f, (0.0, at_zero), (chernoff, at_high), 1e-12).1
     }
 
     /// The largest epsilon, above `best`, at which this certifies that delta is more.
     fn epsilon_lower(&self, ln_delta: f64, chernoff: f64, best: f64) -> f64 {
+        let curve = match self {
+            Self::Contour(contour) => Some(contour.curve()),
+            Self::Lattice(_) => None,
+        };
         let f = |e: f64| {
-            let d = self.delta_lower(e);
+            let d = match &curve {
+                Some(curve) => curve.delta_lower(e),
+                None => self.delta_lower(e),
+            };
             if d > 0.0 { d.ln() - ln_delta } else { -1e3 }
         };
         // A method is good near its own epsilon only: start there and step down until the bound holds.
@@ -138,7 +145,7 @@ impl Method {
     }
 
     /// Whether this still serves at this delta: a contour after more was composed, a lattice near its own delta.
-    fn serves(&self, ln_delta: f64, epsilon: f64, tolerance: f64) -> bool {
+    pub fn serves(&self, ln_delta: f64, epsilon: f64, tolerance: f64) -> bool {
         match self {
             Self::Contour(contour) => {
                 let most = GOOD_GAP.min(GAP_TOLERANCE * tolerance * contour.saddle());
@@ -149,24 +156,25 @@ impl Method {
     }
 }
 
-/// Certified epsilon of one direction, by the method at hand if it serves, else by a new one.
+/// The least point at which this decreasing function is known not to be positive; at `chernoff` it is not by construction.
+fn least(f: impl Fn(f64) -> f64, chernoff: f64) -> f64 {
+    let at_zero = f(0.0);
+    if at_zero <= 0.0 || chernoff <= 0.0 {
+        return 0.0;
+    }
+    // At the Chernoff epsilon the bound is met by construction; it is also what is left if rounding swamped the sum.
+    let at_high = f(chernoff).min(-1e-12);
+    decreasing_root(f, (0.0, at_zero), (chernoff, at_high), 1e-12).1
+}
+
+/// Certified epsilon of one direction, by a new method.
 pub(crate) fn epsilon_upper(
     loss: &Loss,
     direction: Direction,
-    delta: f64,
+    ln_delta: f64,
     tolerance: f64,
     slot: &mut Option<Method>,
 ) -> Result<f64, AccountingError> {
-    let ln_delta = delta.ln();
-    if let Some(method) = slot.as_ref() {
-        let chernoff = method.chernoff_epsilon(ln_delta);
-        if chernoff.is_finite() {
-            let epsilon = method.epsilon_upper(ln_delta, chernoff.max(0.0));
-            if epsilon > 0.0 && method.serves(ln_delta, epsilon, tolerance) {
-                return Ok(epsilon);
-            }
-        }
-    }
     let (saddle, chernoff) = loss.chernoff_epsilon(direction, ln_delta, 0.02);
     if !chernoff.is_finite() {
         return Err(AccountingError::Overflow);

@@ -4,10 +4,12 @@
 
 mod accountant;
 mod contour;
+mod guards;
 mod lattice;
 mod loss;
 mod method;
 mod one_step;
+mod slot;
 mod smoothing;
 
 use serde::{Deserialize, Serialize};
