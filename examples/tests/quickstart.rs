@@ -245,3 +245,60 @@ fn account_answers_agree_with_each_other() {
         .unwrap();
     assert!(!bad.status.success());
 }
+
+#[test]
+fn account_answers_for_every_adjacency_or_refuses() {
+    let epsilon = |q: &str, adjacency: &str| {
+        account(&[
+            "epsilon",
+            "--q",
+            q,
+            "--sigma",
+            "4",
+            "--steps",
+            "10",
+            "--adjacency",
+            adjacency,
+            "--json",
+        ])
+    };
+    let first = |answer: &serde_json::Value| answer["rows"][0]["epsilon"].as_f64().unwrap();
+    let plain = first(&epsilon("1", "add-remove"));
+    assert_eq!(first(&epsilon("1", "zero-out")), plain);
+    let replaced = epsilon("1", "replace-one");
+    // Twice the sensitivity.
+    assert!(first(&replaced) > 1.9 * plain);
+    assert_eq!(replaced["adjacency"], "replace_one");
+    let sigma = |adjacency: &str| {
+        let answer = account(&[
+            "sigma",
+            "--epsilon",
+            "2",
+            "--q",
+            "1",
+            "--steps",
+            "10",
+            "--adjacency",
+            adjacency,
+            "--json",
+        ]);
+        assert!(answer["epsilon_upper"].as_f64().unwrap() <= 2.0);
+        answer["noise_multiplier"].as_f64().unwrap()
+    };
+    assert_eq!(sigma("replace-one"), 2.0 * sigma("add-remove"));
+    // Under Poisson sampling no dominating pair is known: refused, in words.
+    for question in [
+        ["epsilon", "--sigma", "4", "--steps", "10"].as_slice(),
+        &["sigma", "--epsilon", "2", "--steps", "10"],
+        &["steps", "--epsilon", "2", "--sigma", "4"],
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_account"))
+            .args(question)
+            .args(["--q", "0.1", "--adjacency", "replace-one"])
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        let error = String::from_utf8_lossy(&output.stderr).to_lowercase();
+        assert!(error.contains("replace"), "{error}");
+    }
+}

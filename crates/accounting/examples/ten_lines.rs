@@ -1,6 +1,6 @@
 //! The accountant in ten lines: calibrate noise, certify epsilon, compare accountants, draw the privacy curve.
 
-use rldp_accounting::{PrivacyTarget, Segment, calibrate, curve, pld, summary::summary};
+use rldp_accounting::{Adjacency, PrivacyTarget, Segment, calibrate, curve, pld, summary::summary};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let target = PrivacyTarget::new(2.0, 1e-5)?;
@@ -8,7 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let run = [Segment::new(0.01, sigma, 1_000)?];
     println!(
         "noise multiplier {sigma:.4}\n{}",
-        summary(&run, target.delta)?
+        summary(&run, target.delta, Adjacency::AddRemove)?
     );
     let accountant = pld::accountant(&run, pld::PldOptions::default())?;
     let points = curve::privacy_curve(&accountant, 4.0, 60)?;

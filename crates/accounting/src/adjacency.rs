@@ -20,6 +20,16 @@ pub enum Adjacency {
     ReplaceOne,
 }
 
+impl std::fmt::Display for Adjacency {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::AddRemove => "add/remove",
+            Self::ZeroOut => "zero-out",
+            Self::ReplaceOne => "replace-one",
+        })
+    }
+}
+
 impl Adjacency {
     /// The add/remove segment with the same dominating pairs.
     ///

@@ -86,22 +86,29 @@ pub fn privacy_curve_svg(title: &str, curves: &[(&str, &[Point])], mark: Option<
         let at = y(10f64.powi(-k));
         svg += &format!(
             "<line x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{:.1}\" y2=\"{at:.1}\" stroke=\"#dddddd\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">1e-{k}</text>\n",
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\n",
             WIDTH - RIGHT,
             LEFT - 6.0,
-            at + 4.0
+            at + 4.0,
+            if k == 0 {
+                "1".to_string()
+            } else {
+                format!("1e-{k}")
+            }
         );
     }
     let tick = nice(to / 6.0);
+    let decimals = (-tick.log10().floor()).max(0.0) as usize;
     let mut e = 0.0;
     while e <= to * 1.0001 {
         svg += &format!(
             "<line x1=\"{0:.1}\" y1=\"{TOP}\" x2=\"{0:.1}\" y2=\"{1:.1}\" stroke=\"#eeeeee\"/>\
-             <text x=\"{0:.1}\" y=\"{2:.1}\" text-anchor=\"middle\">{3}</text>\n",
+             <text x=\"{0:.1}\" y=\"{2:.1}\" text-anchor=\"middle\">{3:.4$}</text>\n",
             x(e),
             HEIGHT - BOTTOM,
             HEIGHT - BOTTOM + 18.0,
-            (e / tick).round() * tick
+            e,
+            decimals
         );
         e += tick;
     }
@@ -131,9 +138,14 @@ pub fn privacy_curve_svg(title: &str, curves: &[(&str, &[Point])], mark: Option<
     }
     if let Some(p) = mark.filter(|p| p.delta > 0.0) {
         svg += &format!(
-            "<circle cx=\"{:.2}\" cy=\"{:.2}\" r=\"4\" fill=\"#000000\"/>\n",
+            "<circle cx=\"{:.2}\" cy=\"{:.2}\" r=\"4\" fill=\"#000000\"/>\
+             <text x=\"{:.2}\" y=\"{:.2}\" text-anchor=\"end\">epsilon {:.3} at delta {:e}</text>\n",
             x(p.epsilon),
-            y(p.delta)
+            y(p.delta),
+            x(p.epsilon) - 10.0,
+            y(p.delta) + 16.0,
+            p.epsilon,
+            p.delta
         );
     }
     svg + "</svg>\n"

@@ -88,7 +88,7 @@ pub enum AccountingError {
     },
     /// The neighbouring relation has no known dominating pair for this mechanism.
     #[error(
-        "{adjacency:?} adjacency has no dominating pair for Poisson sampling at rate {sampling_rate} (only at rate 1)"
+        "{adjacency} adjacency has no dominating pair for Poisson sampling at rate {sampling_rate} (only at rate 1)"
     )]
     AdjacencyUndefined {
         /// The relation asked for.

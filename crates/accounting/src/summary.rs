@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::adjacency::Adjacency;
 use crate::error::AccountingError;
 use crate::gdp;
 use crate::pld::{PldOptions, accountant};
@@ -32,15 +33,23 @@ pub struct Summary {
     pub segments: Vec<Segment>,
     /// Delta.
     pub delta: f64,
+    /// The neighbouring relation.
+    pub adjacency: Adjacency,
     /// One row an accountant, the recommended one first.
     pub rows: Vec<Row>,
 }
 
-/// All accountants on one sequence, add/remove adjacency.
+/// All accountants on one sequence.
 ///
 /// # Errors
-/// Bad parameters; an accountant that refuses gives a row that says so.
-pub fn summary(segments: &[Segment], delta: f64) -> Result<Summary, AccountingError> {
+/// Bad parameters, or an adjacency that is not defined for a segment; an accountant that refuses gives a row that says so.
+pub fn summary(
+    segments: &[Segment],
+    delta: f64,
+    adjacency: Adjacency,
+) -> Result<Summary, AccountingError> {
+    let given = segments;
+    let segments = &adjacency.all_as_add_remove(given)?;
     let pld = accountant(segments, PldOptions::default())?;
     let upper = pld.epsilon_upper(delta)?;
     let lower = pld.epsilon_lower(delta)?.min(upper);
@@ -110,8 +119,9 @@ pub fn summary(segments: &[Segment], delta: f64) -> Result<Summary, AccountingEr
         "NOT a bound: a central-limit approximation that is too small; for comparison with other software only",
     ));
     Ok(Summary {
-        segments: segments.to_vec(),
+        segments: given.to_vec(),
         delta,
+        adjacency,
         rows,
     })
 }
@@ -154,9 +164,9 @@ impl fmt::Display for Summary {
         }
         writeln!(
             f,
-            "delta {:e}, add/remove adjacency; a guarantee holds for steps fixed in advance or a deck, an adaptive one also for \
+            "delta {:e}, {} adjacency; a guarantee holds for steps fixed in advance or a deck, an adaptive one also for \
              noise chosen step by step\n",
-            self.delta
+            self.delta, self.adjacency
         )?;
         writeln!(
             f,

@@ -227,6 +227,44 @@ fn privacy_curves() {
     assert!(checked > 0);
 }
 
+/// Mixed sequences, few and sparse steps: values of another method, whose script and source the fixture names.
+#[test]
+fn mixed_sequences() {
+    let text = include_str!("fixtures/mixed.json");
+    let all: Value = serde_json::from_str(text).unwrap();
+    let mut checked = 0;
+    for record in cases(&all, "cases") {
+        let list = segments(record).unwrap();
+        let epsilon = number(&record["epsilon"]).unwrap();
+        let truth = number(&record["ln_delta"]).unwrap().exp();
+        let off = number(&record["relative_uncertainty"]).unwrap();
+        let accountant = pld::accountant(&list, PldOptions::default()).unwrap();
+        let upper = accountant.delta_upper(epsilon).unwrap();
+        let lower = accountant.delta_lower(epsilon).unwrap();
+        let what = format!("{list:?} delta({epsilon})");
+        assert!(
+            upper >= truth * (1.0 - off),
+            "{what}: {upper:e} below {truth:e}"
+        );
+        assert!(
+            lower <= truth * (1.0 + off),
+            "{what}: {lower:e} above {truth:e}"
+        );
+        // In epsilon, from both sides.
+        assert!(
+            accountant.epsilon_upper(truth * (1.0 - off)).unwrap() >= epsilon * (1.0 - 1e-9),
+            "{what}"
+        );
+        assert!(
+            accountant.epsilon_lower(truth * (1.0 + off)).unwrap() <= epsilon * (1.0 + 1e-9),
+            "{what}"
+        );
+        checked += 1;
+    }
+    println!("mixed: {checked} sequences checked");
+    assert!(checked > 0);
+}
+
 #[test]
 fn small_delta() {
     let all = goldens();

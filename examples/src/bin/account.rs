@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
-use rldp_accounting::curve::{privacy_curve, privacy_curve_svg};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use rldp_accounting::curve::{Point, privacy_curve, privacy_curve_svg};
 use rldp_accounting::ledger::Ledger;
 use rldp_accounting::pld::{PldOptions, accountant};
 use rldp_accounting::summary::summary;
-use rldp_accounting::{PrivacyTarget, Segment, calibrate};
+use rldp_accounting::{AccountingError, Adjacency, PrivacyTarget, Segment, calibrate};
 use rldp_examples::error::{ExampleError, finish};
 use serde_json::json;
 
@@ -19,7 +19,7 @@ const EXAMPLES: &str = "Examples:
   account sigma --epsilon 2 --delta 1e-5 --q 0.01 --steps 1000
   account ledger run/ledger.jsonl";
 
-/// Answers privacy questions about DP-SGD: the Poisson-subsampled Gaussian mechanism under add/remove adjacency.
+/// Answers privacy questions about DP-SGD: the Poisson-subsampled Gaussian mechanism.
 #[derive(Parser)]
 #[command(name = "account", version, after_help = EXAMPLES)]
 struct Arguments {
@@ -39,6 +39,27 @@ enum Question {
     Ledger(LedgerFile),
 }
 
+/// Which two tables count as neighbours.
+#[derive(Clone, Copy, ValueEnum)]
+enum Neighbours {
+    /// One unit is added or removed
+    AddRemove,
+    /// One unit's contribution is replaced by zero
+    ZeroOut,
+    /// One unit is replaced by another; known without sampling only (q = 1)
+    ReplaceOne,
+}
+
+impl From<Neighbours> for Adjacency {
+    fn from(neighbours: Neighbours) -> Self {
+        match neighbours {
+            Neighbours::AddRemove => Self::AddRemove,
+            Neighbours::ZeroOut => Self::ZeroOut,
+            Neighbours::ReplaceOne => Self::ReplaceOne,
+        }
+    }
+}
+
 #[derive(Args)]
 struct Epsilon {
     /// Sampling rate: probability of a unit to be in a batch; repeat q, sigma and steps together for several segments
@@ -53,6 +74,9 @@ struct Epsilon {
     /// Delta, a probability
     #[arg(long, default_value_t = 1e-5)]
     delta: f64,
+    /// The neighbouring relation
+    #[arg(long, value_enum, default_value = "add-remove")]
+    adjacency: Neighbours,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -72,6 +96,9 @@ struct Budget {
     /// Sampling rate
     #[arg(long)]
     q: f64,
+    /// The neighbouring relation
+    #[arg(long, value_enum, default_value = "add-remove")]
+    adjacency: Neighbours,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -142,20 +169,29 @@ fn epsilon(question: &Epsilon) -> Result<(), ExampleError> {
             )
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let answer = summary(&segments, question.delta)?;
+    let adjacency = question.adjacency.into();
+    let answer = summary(&segments, question.delta, adjacency)?;
     if question.json {
         print_json(&json!(answer));
     } else {
         print!("{answer}");
     }
     if let Some(path) = &question.svg {
-        let pld = accountant(&segments, PldOptions::default())?;
-        let to = 1.5 * pld.epsilon_upper(question.delta)?.max(0.1);
-        let points = privacy_curve(&pld, to, 120)?;
+        let options = PldOptions {
+            adjacency,
+            ..PldOptions::default()
+        };
+        let pld = accountant(&segments, options)?;
+        let epsilon = pld.epsilon_upper(question.delta)?;
+        let points = privacy_curve(&pld, 1.5 * epsilon.max(0.1), 120)?;
+        let mark = Point {
+            epsilon,
+            delta: question.delta,
+        };
         let picture = privacy_curve_svg(
-            "privacy curve, certified upper bound",
-            &[("PLD", &points)],
-            None,
+            &format!("privacy curve, {adjacency} adjacency"),
+            &[("certified upper bound (PLD)", &points)],
+            Some(mark),
         );
         std::fs::write(path, picture).map_err(ExampleError::file(path))?;
     }
@@ -167,18 +203,26 @@ fn sigma(question: &Sigma) -> Result<(), ExampleError> {
         epsilon,
         delta,
         q,
+        adjacency,
         json,
     } = question.budget;
+    let adjacency = Adjacency::from(adjacency);
     let target = PrivacyTarget::new(epsilon, delta)?;
-    let noise_multiplier = calibrate::noise_multiplier(&target, q, question.steps)?;
-    let achieved = rldp_accounting::epsilon_upper(
-        &[Segment::new(q, noise_multiplier, question.steps)?],
-        delta,
-    )?;
+    let noise_multiplier =
+        calibrate::noise_multiplier(&target, q, question.steps)? / noise_factor(adjacency, q)?;
+    let options = PldOptions {
+        adjacency,
+        ..PldOptions::default()
+    };
+    let run = [Segment::new(q, noise_multiplier, question.steps)?];
+    let achieved = accountant(&run, options)?.epsilon_upper(delta)?;
     if json {
-        print_json(
-            &json!({ "noise_multiplier": noise_multiplier, "epsilon_upper": achieved, "delta": delta }),
-        );
+        print_json(&json!({
+            "noise_multiplier": noise_multiplier,
+            "epsilon_upper": achieved,
+            "delta": delta,
+            "adjacency": adjacency,
+        }));
     } else {
         println!(
             "noise multiplier {noise_multiplier:.9} (its epsilon is at most {achieved:.6} at delta {delta:e})"
@@ -192,16 +236,26 @@ fn steps(question: &Steps) -> Result<(), ExampleError> {
         epsilon,
         delta,
         q,
+        adjacency,
         json,
     } = question.budget;
+    let adjacency = Adjacency::from(adjacency);
     let target = PrivacyTarget::new(epsilon, delta)?;
-    let steps = calibrate::max_steps(&target, q, question.sigma)?;
+    let sigma = question.sigma * noise_factor(adjacency, q)?;
+    let steps = calibrate::max_steps(&target, q, sigma)?;
     if json {
-        print_json(&json!({ "steps": steps, "delta": delta }));
+        print_json(&json!({ "steps": steps, "delta": delta, "adjacency": adjacency }));
     } else {
         println!("{steps} steps");
     }
     Ok(())
+}
+
+/// Add/remove noise multiplier that is worth one of this adjacency: a power of two, so that no rounding comes in.
+fn noise_factor(adjacency: Adjacency, q: f64) -> Result<f64, AccountingError> {
+    Ok(adjacency
+        .as_add_remove(&Segment::new(q, 1.0, 1)?)?
+        .noise_multiplier())
 }
 
 fn ledger(question: &LedgerFile) -> Result<(), ExampleError> {

@@ -119,6 +119,8 @@ impl PldAccountant {
         }
         let cache = self.cache.get_mut().unwrap_or_else(PoisonError::into_inner);
         if !cache.asked {
+            // Nothing was laid yet; and nothing may be left that does not hold this segment.
+            *cache = Cache::default();
             return Ok(());
         }
         let one = Loss::upper(&[segment]);
@@ -274,6 +276,7 @@ impl PldAccountant {
             return Ok(best.max(gaussian * (1.0 - CLOSED_FORM_MARGIN)));
         }
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.asked = true;
         // A method at hand serves only if it was laid for the same loss.
         let mut own = Cache::default();
         let cache = if loss == Loss::upper(&self.segments) {

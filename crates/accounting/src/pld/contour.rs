@@ -596,6 +596,9 @@ impl Curve<'_> {
         let here = self.bounds(epsilon);
         let further = 0.01 / self.contour.c;
         let slope = (here.ln_upper - self.bounds(epsilon + further).ln_upper) / further;
+        if !(slope > 0.0) {
+            return (f64::INFINITY, f64::INFINITY);
+        }
         (
             0.5 * (slope + 1.0) * self.contour.smoothing,
             here.relative_gap / slope,
