@@ -689,6 +689,15 @@ fn a_run_keeps_the_tables_words_and_the_hubs_secret_to_itself() {
         );
     }
 
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/run-folder.md");
+    let docs = std::fs::read_to_string(docs).unwrap();
+    for (name, _, _) in rldp::trainer::ARTEFACTS {
+        assert!(
+            docs.contains(&format!("| `{name}")),
+            "docs/run-folder.md lacks {name}"
+        );
+    }
+
     let resume = ["--resume", out.to_str().unwrap()];
     let again = run_in(&out, &table, &resume);
     assert!(

@@ -85,8 +85,10 @@ impl DataKey {
         let mut unfinished = path.as_os_str().to_owned();
         unfinished.push(".tmp");
         let unfinished = Path::new(&unfinished);
+        // A leftover might have been made with other permissions.
+        let _ = std::fs::remove_file(unfinished);
         let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true);
+        options.write(true).create_new(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let written = options

@@ -82,12 +82,12 @@ impl RunSummary {
         })
     }
 
-    /// First and last released perplexity of a part.
+    /// First and last released perplexity of a part; none if a crash took one of them.
     #[must_use]
     pub fn perplexities(&self, part: &str) -> Option<(f64, f64)> {
-        let first = self.held_out(part).next()?.perplexity();
-        let last = self.held_out(part).last()?.perplexity();
-        Some((first, last))
+        let first = self.held_out(part).next()?;
+        let last = self.held_out(part).last()?;
+        (first.step < last.step).then(|| (first.perplexity(), last.perplexity()))
     }
 
     fn steps(&self) -> impl Iterator<Item = &StepRecord> {
