@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use rldp::trainer::{ADAPTER_FOLDER, ARTEFACTS, LEDGER_FILE, METRICS_FILE};
-use rldp_accounting::AccountingError;
-use rldp_accounting::ledger::{Event, Ledger, LedgerEpsilon};
+use rldp_accounting::budget::RenyiFilter;
+use rldp_accounting::ledger::{BudgetRecord, Event, Ledger, LedgerEpsilon};
+use rldp_accounting::{AccountingError, Segment};
 
 use super::worker::{DELTA, EPSILON, STEPS};
 use crate::error::ExampleError;
@@ -158,17 +159,41 @@ pub fn same(folder: &Path, uninterrupted: &Path) -> Result<(), ExampleError> {
     Ok(())
 }
 
-/// A private run spent every step of its budget, and no more.
+/// A private run spent every step of its budget, and no more. A filter counts a torn line as the dearest step there is, so it
+/// may end earlier, but only once it can afford no step at all.
 ///
 /// # Errors
 /// Another number of steps.
 pub fn played_out(folder: &Path) -> Result<(), ExampleError> {
-    let steps = Ledger::read(folder.join(LEDGER_FILE))?.steps();
-    if steps == STEPS {
+    let ledger = Ledger::read(folder.join(LEDGER_FILE))?;
+    let steps = ledger.steps();
+    if steps == STEPS || (steps < STEPS && exhausted(&ledger)?) {
         Ok(())
     } else {
         Err(broken(format!("{steps} steps spent of {STEPS}")))
     }
+}
+
+/// Whether the ledger's filter refuses even the step with the most noise.
+fn exhausted(ledger: &Ledger) -> Result<bool, ExampleError> {
+    let segments = ledger.segments()?;
+    let BudgetRecord::Filter {
+        floor,
+        ceiling,
+        order,
+    } = ledger.header.budget
+    else {
+        return Ok(false);
+    };
+    let Some(sampling_rate) = segments.first().map(Segment::sampling_rate) else {
+        return Ok(false);
+    };
+    let mut filter =
+        RenyiFilter::with_order(ledger.header.target, sampling_rate, floor, ceiling, order)?;
+    for segment in &segments {
+        filter.spend(segment)?;
+    }
+    Ok(!filter.would_allow(&Segment::new(sampling_rate, ceiling, 1)?))
 }
 
 /// Nothing lies in the folder but what belongs there.

@@ -138,12 +138,17 @@ pub fn count_lines(path: &Path) -> usize {
 pub fn tear(folder: &Path, random: &mut ChaCha20Rng) -> Result<(), ExampleError> {
     let path = folder.join(LEDGER_FILE);
     let text = std::fs::read_to_string(&path).map_err(ExampleError::file(&path))?;
-    // Any line of the file stands for the next one.
-    let lines: Vec<&str> = text.lines().skip(1).collect();
+    // Any event of the file stands for the next one; what an earlier tear left is not one.
+    let lines: Vec<&str> = text
+        .split_inclusive('\n')
+        .skip(1)
+        .filter(|line| line.len() > 2 && line.ends_with('\n'))
+        .collect();
     let Some(line) = (!lines.is_empty()).then(|| lines[random.random_range(0..lines.len())]) else {
         return Ok(());
     };
-    let length = random.random_range(1..line.len());
+    // Neither all of it nor its line end.
+    let length = random.random_range(1..line.len() - 1);
     OpenOptions::new()
         .append(true)
         .open(&path)
