@@ -58,6 +58,14 @@ impl Step {
         self.sigma * self.sigma * z + 0.5
     }
 
+    /// Angles theta tried for the strip's half-width theta sigma^2. Small angles are best for large sigma: without the last one,
+    /// the best where the Gaussian factor alone counts, the grid would grow with sigma.
+    fn angles(&self) -> impl Iterator<Item = f64> {
+        let usual = (0..26).map(|i| 3.1 * f64::powi(0.62, i));
+        let last = (2.0 * ACCURACY_NATS).sqrt() / self.sigma;
+        usual.chain((last < 2e-5).then_some(last))
+    }
+
     /// Upper bound on ln of the integral of the modulus at x + i theta sigma^2 over the integral on the real axis.
     fn ln_growth(&self, power: f64, t: f64, theta: f64) -> f64 {
         0.5 * (self.sigma * theta).powi(2) + corner(power, theta) + t * theta
@@ -66,7 +74,8 @@ impl Step {
     /// Spacing of the trapezoidal rule for frequencies up to `t`.
     pub fn spacing(&self, power: f64, t: f64) -> f64 {
         let s2 = self.sigma * self.sigma;
-        let cost = angles()
+        let cost = self
+            .angles()
             .map(|theta| (ACCURACY_NATS + self.ln_growth(power, t, theta)) / theta)
             .fold(f64::INFINITY, f64::min);
         2.0 * PI * s2 / cost
@@ -75,7 +84,8 @@ impl Step {
     /// Bound on the trapezoidal error at frequency `t`, relative to the integral of the modulus.
     pub fn trapezoid_error(&self, power: f64, t: f64, spacing: f64) -> f64 {
         let s2 = self.sigma * self.sigma;
-        let exponent = angles()
+        let exponent = self
+            .angles()
             .map(|theta| {
                 let decay = 2.0 * PI * s2 * theta / spacing;
                 self.ln_growth(power, t, theta) - (decay.exp_m1()).ln().min(decay)
@@ -432,11 +442,6 @@ fn ln_excess(power: f64, y: f64) -> f64 {
         return sum.ln();
     }
     (lift.exp_m1() - power * v).ln()
-}
-
-/// Angles theta tried for the strip's half-width theta sigma^2. Small angles are best for large sigma.
-fn angles() -> impl Iterator<Item = f64> {
-    (0..26).map(|i| 3.1 * f64::powi(0.62, i))
 }
 
 /// Growth of |r(x + i theta sigma^2)|^p over r(x)^p for a negative power: at most cos(theta/2)^p.

@@ -119,6 +119,29 @@ fn hardly_any_noise_is_answered_or_refused_and_never_zero() {
     }
 }
 
+/// A grid that grew with the noise would take for ever: a damaged ledger could stop its reader.
+#[test]
+fn noise_beyond_any_use_is_answered_at_once() {
+    for noise_multiplier in [1e3_f64, 1e5, 1e6, 1e9, 1e12, 1e19, 1e50, 1e100, 1e150] {
+        // At order 2, E r^2 - 1 = q^2 (e^(1/sigma^2) - 1).
+        let exact = (0.05_f64.powi(2) * noise_multiplier.powi(-2).exp_m1()).ln_1p();
+        let found = rdp::rdp(0.05, noise_multiplier, 2.0).unwrap();
+        assert!(
+            (found / exact - 1.0).abs() < 1e-10,
+            "{noise_multiplier} {found} {exact}"
+        );
+        for order in [1.5, 64.0] {
+            assert!(rdp::rdp(0.05, noise_multiplier, order).unwrap() >= 0.0);
+        }
+        let segment = Segment::new(0.05, noise_multiplier, 3).unwrap();
+        let epsilon = epsilon_upper(&[segment], 1e-12).unwrap();
+        assert!(
+            (0.0..2e-3).contains(&epsilon),
+            "{noise_multiplier} {epsilon}"
+        );
+    }
+}
+
 #[test]
 fn undefined_adjacency_is_refused() {
     let subsampled = Segment::new(0.1, 1.0, 10).unwrap();

@@ -3,7 +3,8 @@
 //! `cargo run --release -p rldp-models --example agreement -- FOLDER`
 //!
 //! Prints the largest differences per architecture and fails if one is above the tolerances of the
-//! conformance tests: logits 5e-5, merged logits 1e-4, losses 5e-6, gradients 5e-5 of their norm.
+//! conformance tests: logits 5e-5, merged logits 1e-4, losses 5e-6, gradients 5e-5 of their norm. A model whose logits
+//! transformers' own float32 arithmetic misses by more than a tolerance is held to that instead, and is named.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -41,11 +42,11 @@ fn main() {
     let mut failures = 0;
     for case in &cases {
         let name = case.file_name().unwrap().to_string_lossy().into_owned();
-        let differences = check(case);
-        for ((what, limit), found) in TOLERANCES.iter().zip(differences) {
+        let (differences, own) = check(case);
+        for (((what, limit), found), own) in TOLERANCES.iter().zip(differences).zip(own) {
             if found.is_nan() || found > *limit {
-                println!("{name}: {what} differ by {found:.1e}");
-                failures += 1;
+                println!("{name}: {what} differ by {found:.1e}, transformers' own by {own:.1e}");
+                failures += usize::from(found.is_nan() || found > own);
             }
         }
         let architecture = name.split('-').next().unwrap_or_default().to_owned();
@@ -72,8 +73,8 @@ fn main() {
     }
 }
 
-/// The largest differences of one case, in the order of [`TOLERANCES`].
-fn check(folder: &Path) -> [f64; 6] {
+/// The largest differences of one case in the order of [`TOLERANCES`], ours and (of logits) those of transformers in float32.
+fn check(folder: &Path) -> ([f64; 6], [f64; 6]) {
     let device = Device::default();
     let reference = read(&folder.join("reference.safetensors"));
     let mut model = CausalLm::load(folder, &device, |_| {})
@@ -120,7 +121,17 @@ fn check(folder: &Path) -> [f64; 6] {
     assert_eq!(compared, 2 * expected.count(), "{}", folder.display());
     merge_and_unload(&mut model).unwrap();
     let merged = logits(&model, "merged_logits");
-    [plain.0, plain.1, lora.0, lora.1, merged, gradients]
+    let vocabulary = model.vocabulary();
+    let own = |key: &str| {
+        let found = &reference[&format!("float32/{key}")].1;
+        largest(found, &reference[key].1, |index| {
+            seen[index / vocabulary] == 1.0
+        })
+    };
+    (
+        [plain.0, plain.1, lora.0, lora.1, merged, gradients],
+        [own("logits"), 0.0, own("lora_logits"), 0.0, 0.0, 0.0],
+    )
 }
 
 fn read(path: &Path) -> Reference {

@@ -103,33 +103,38 @@ impl RopeConfig {
     }
 
     /// Angle per position of each of the `head_dim / 2` planes.
-    fn frequencies(&self, head_dim: usize) -> Vec<f64> {
+    ///
+    /// Every step is rounded to f32 as transformers rounds it: checkpoints are trained and served with these angles, and at
+    /// position 100,000 the rounding of an angle alone is up to 0.004.
+    fn frequencies(&self, head_dim: usize) -> Vec<f32> {
         (0..head_dim / 2)
-            .map(|plane| self.theta.powf(-2.0 * plane as f64 / head_dim as f64))
+            .map(|plane| 2.0 * plane as f32 / head_dim as f32)
+            .map(|exponent| 1.0 / (self.theta.powf(f64::from(exponent)) as f32))
             .map(|frequency| self.scaling.apply(frequency))
             .collect()
     }
 }
 
 impl RopeScaling {
-    fn apply(&self, frequency: f64) -> f64 {
+    fn apply(&self, frequency: f32) -> f32 {
         match *self {
             Self::Default => frequency,
-            Self::Linear { factor } => frequency / factor,
+            Self::Linear { factor } => frequency / factor as f32,
             Self::Llama3 {
                 factor,
                 low_freq_factor,
                 high_freq_factor,
-                original_max_position_embeddings,
+                original_max_position_embeddings: context,
             } => {
-                let turns =
-                    original_max_position_embeddings * frequency / (2.0 * std::f64::consts::PI);
-                let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                if turns < low_freq_factor {
+                let wavelength = std::f32::consts::TAU / frequency;
+                let factor = factor as f32;
+                if wavelength > (context / low_freq_factor) as f32 {
                     frequency / factor
-                } else if turns > high_freq_factor {
+                } else if wavelength < (context / high_freq_factor) as f32 {
                     frequency
                 } else {
+                    let smooth = (context as f32 / wavelength - low_freq_factor as f32)
+                        / (high_freq_factor - low_freq_factor) as f32;
                     (1.0 - smooth) * frequency / factor + smooth * frequency
                 }
             }
@@ -141,7 +146,7 @@ impl RopeScaling {
 #[derive(Debug, Clone)]
 pub(crate) struct Rotary {
     head_dim: usize,
-    frequencies: Vec<f64>,
+    frequencies: Vec<f32>,
     tables: DeviceCache<(usize, usize), 2>,
     halves: DeviceCache<(), 1>,
 }
@@ -186,7 +191,7 @@ impl Rotary {
             let half: Vec<f32> = self
                 .frequencies
                 .iter()
-                .map(|frequency| function(position as f64 * frequency) as f32)
+                .map(|frequency| function(f64::from(position as f32 * frequency)) as f32)
                 .collect();
             half.repeat(2)
         };
@@ -203,5 +208,121 @@ impl Rotary {
             matrix[plane * dim + plane + half] = 1.0;
         }
         Tensor::from_data(TensorData::new(matrix, [1, 1, dim, dim]), device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{RopeConfig, RopeScaling, Rotary};
+    use burn::tensor::Device;
+
+    /// Llama-3.2-1B's, as transformers 5.23.0 (torch 2.15.0) computes them.
+    const FREQUENCIES: [f32; 32] = [
+        1.0,
+        0.663601279258728,
+        0.44036662578582764,
+        0.2922278344631195,
+        0.193922758102417,
+        0.12868738174438477,
+        0.08539710193872452,
+        0.05666961893439293,
+        0.03760603070259094,
+        0.02495540864765644,
+        0.016560440883040428,
+        0.010989529080688953,
+        0.00729266507551074,
+        0.00483942124992609,
+        0.0032114461064338684,
+        0.0012905480107292533,
+        0.000429556705057621,
+        9.708286233944818e-05,
+        1.9461638657958247e-05,
+        1.291476746700937e-05,
+        8.570255886297673e-06,
+        5.687232260243036e-06,
+        3.7740544485131977e-06,
+        2.504467147446121e-06,
+        1.6619674170215148e-06,
+        1.1028836297555245e-06,
+        7.318749339901842e-07,
+        4.856731266045244e-07,
+        3.2229328894572973e-07,
+        2.1387423032592778e-07,
+        1.4192720243499934e-07,
+        9.418306490260875e-08,
+    ];
+    /// Cosine and sine of planes 1, 7, 13 and 31 at three positions, from the same.
+    const ROTATIONS: [(usize, [(f32, f32); 4]); 3] = [
+        (
+            1000,
+            [
+                (-0.7483618855476379, -0.6632906794548035),
+                (0.9926941394805908, 0.12065804749727249),
+                (0.12669090926647186, -0.9919422268867493),
+                (1.0, 9.418306581210345e-05),
+            ],
+        ),
+        (
+            8191,
+            [
+                (0.8237429857254028, 0.5669633746147156),
+                (0.7145150899887085, -0.6996200084686279),
+                (-0.3614194989204407, 0.9324033260345459),
+                (0.9999997019767761, 0.000771453429479152),
+            ],
+        ),
+        (
+            100_000,
+            [
+                (-0.9655159711837769, -0.2603437602519989),
+                (0.8910092115402222, -0.4539852738380432),
+                (0.9906479120254517, 0.13644307851791382),
+                (0.9999556541442871, 0.009418167173862457),
+            ],
+        ),
+    ];
+
+    #[test]
+    fn angles_are_transformers_own_far_into_the_context() {
+        let config = RopeConfig {
+            theta: 500_000.0,
+            scaling: RopeScaling::Llama3 {
+                factor: 32.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_max_position_embeddings: 8192.0,
+            },
+        };
+        let rotary = Rotary::new(&config, 64);
+        let steps_apart = |a: f32, b: f32| a.to_bits().abs_diff(b.to_bits());
+        let worst = rotary.frequencies.iter().zip(FREQUENCIES);
+        let worst = worst.map(|(found, expected)| steps_apart(*found, expected));
+        assert!(
+            worst.clone().all(|steps| steps <= 1),
+            "{:?}",
+            rotary.frequencies
+        );
+        println!(
+            "{} of 32 frequencies equal to the bit",
+            worst.filter(|steps| *steps == 0).count()
+        );
+        let device = Device::default();
+        for (position, planes) in ROTATIONS {
+            let values = |function| {
+                let table = rotary.table(function, position, 1, &device);
+                table.into_data().iter::<f32>().collect::<Vec<f32>>()
+            };
+            let (cos, sin) = (values(f64::cos), values(f64::sin));
+            for (plane, (expected_cos, expected_sin)) in [1, 7, 13, 31].into_iter().zip(planes) {
+                assert!(
+                    (cos[plane] - expected_cos).abs() < 2e-7,
+                    "{position} {plane}"
+                );
+                assert!(
+                    (sin[plane] - expected_sin).abs() < 2e-7,
+                    "{position} {plane}"
+                );
+            }
+        }
     }
 }

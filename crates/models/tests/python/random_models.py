@@ -9,7 +9,8 @@ Run on demand, not by the test suite:
 Every case is a folder: the model (`config.json` as transformers 5 writes it, or in the older form), a PEFT
 adapter, and `reference.safetensors`: inputs, logits and per-example losses without and with the adapter,
 logits of the merged model, and every example's own gradient of its loss by every adapter tensor, in float64
-(transformers computes norms, softmax and rotary tables in float32 whatever the model's type).
+(transformers computes norms, softmax and rotary tables in float32 whatever the model's type). Logits in float32 are
+there too: how far transformers' own arithmetic is from the reference.
 """
 
 import json
@@ -171,6 +172,9 @@ def make(folder, architecture, seed):
     with torch.no_grad():
         logits = base(ids).logits
     out["logits"], out["losses"] = logits, losses(logits, labels)
+    # What transformers itself loses in float32, to hold our differences against.
+    with torch.no_grad():
+        out["float32/logits"] = model(ids).logits.double()
 
     targets = "all-linear" if rng.random() < 0.2 else rng.sample(suffixes, rng.randrange(1, len(suffixes)))
     adapter = LoraConfig(
@@ -186,6 +190,8 @@ def make(folder, architecture, seed):
         if "lora_" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
     adapted.save_pretrained(os.path.join(folder, "adapter"))
+    with torch.no_grad():
+        out["float32/lora_logits"] = adapted.eval()(ids).logits.double()
     adapted = adapted.double().eval()
     with torch.no_grad():
         logits = adapted(ids).logits
