@@ -197,7 +197,8 @@ fn canaries_are_extracted_from_a_model_that_learnt_them_and_only_those_that_were
     let tuned = trained(&base, canary_units(&set, &encoding).unwrap(), 800);
     let options = AttackOptions {
         exposure_samples: 300,
-        generations: 16,
+        // Of 200 texts 6 held a canary; that none of 600 does has probability e^-18.
+        generations: 600,
         ..AttackOptions::default()
     };
     let attack = |model: &Gpt2| {
