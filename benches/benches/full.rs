@@ -5,9 +5,11 @@ use burn::module::Module;
 use burn::optim::{AdamConfig, GradientsAccumulator, GradientsParams};
 use burn::tensor::Device;
 use criterion::{Criterion, criterion_group, criterion_main};
-use rldp::full::{Grouping, apply, parameter_groups, per_example_gradients};
+use rldp::full::{apply, parameter_groups, per_example_gradients};
 use rldp_models::{Batch, CausalLm, Gpt2, Gpt2Config, LanguageModel, Row};
-use rldp_optim::{Accumulator, DpOptimizer, PerExampleGradients, RowMap, SecureRandom, StepPlan};
+use rldp_optim::{
+    Accumulator, DpOptimizer, Grouping, PerExampleGradients, RowMap, SecureRandom, StepPlan,
+};
 
 /// Keeps its pages: fresh ones for every large tensor cost more than the arithmetic of small layers.
 #[global_allocator]
@@ -56,7 +58,7 @@ fn steps(c: &mut Criterion) {
     });
 
     let (model, batches) = mini(&device);
-    let groups = parameter_groups(&model, Grouping::Flat).unwrap();
+    let groups = parameter_groups(&model, &Grouping::Flat).unwrap();
     let plan = StepPlan::new(EXAMPLES as f64 / 1000.0, 1000, 1.0, &[1.0]).unwrap();
     let mut optimizer = DpOptimizer::new(AdamConfig::new().init(), groups.clone());
     let mut random = SecureRandom::new().unwrap();

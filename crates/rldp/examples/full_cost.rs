@@ -11,9 +11,11 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::optim::{AdamConfig, GradientsAccumulator, GradientsParams};
 use burn::tensor::Device;
-use rldp::full::{Grouping, apply, parameter_groups, per_example_gradients};
+use rldp::full::{apply, parameter_groups, per_example_gradients};
 use rldp_models::{Batch, CausalLm, Gpt2, Gpt2Config, LanguageModel, Row};
-use rldp_optim::{Accumulator, DpOptimizer, PerExampleGradients, RowMap, SecureRandom, StepPlan};
+use rldp_optim::{
+    Accumulator, DpOptimizer, Grouping, PerExampleGradients, RowMap, SecureRandom, StepPlan,
+};
 
 /// Keeps its pages: fresh ones for every large tensor cost more than the arithmetic of small layers.
 #[global_allocator]
@@ -46,7 +48,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .map(|rows| Batch::from_rows(rows, &device))
         .collect::<Result<Vec<_>, _>>()?;
 
-    let groups = parameter_groups(&model, Grouping::Flat)?;
+    let groups = parameter_groups(&model, &Grouping::Flat)?;
     let layout = groups.layout();
     let plan = StepPlan::new(examples as f64 / 1000.0, 1000, 1.0, &[1.0])?;
     let mut random = SecureRandom::new()?;

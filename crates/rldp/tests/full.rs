@@ -9,9 +9,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
 use rldp::RldpError;
-use rldp::full::{
-    Grouping, factored_gradients, fine_tune, parameter_groups, per_example_gradients,
-};
+use rldp::full::{factored_gradients, fine_tune, parameter_groups, per_example_gradients};
 use rldp::trainer::{
     LEDGER_FILE, RunFolder, RunSetup, Silent, TokenUnit, TrainerConfig, TrainingData,
 };
@@ -22,8 +20,8 @@ use rldp_models::{
     WeightPrecision,
 };
 use rldp_optim::{
-    Accumulator, ParameterGroups, ParameterSlot, PerExampleGradients, RowMap, SeededRandom,
-    StepPlan,
+    Accumulator, Grouping, ParameterGroups, ParameterSlot, PerExampleGradients, RowMap,
+    SeededRandom, StepPlan,
 };
 use safetensors::{Dtype, SafeTensors};
 
@@ -89,7 +87,7 @@ fn norm(values: &[f64]) -> f64 {
 
 /// Every parameter's gradient, by example.
 fn ours(model: &CausalLm, batch: &Batch) -> Vec<HashMap<ParamId, Vec<f64>>> {
-    let groups = parameter_groups(model, Grouping::PerTensor).unwrap();
+    let groups = parameter_groups(model, &Grouping::PerTensor).unwrap();
     let (gradients, _) = per_example_gradients(model, batch, &groups).unwrap();
     let mut examples = vec![HashMap::new(); batch.examples()];
     for ((_, slots), group) in groups.iter().zip(gradients) {
@@ -122,7 +120,7 @@ fn gradients_equal_autodiff_one_example_at_a_time() {
             let model = load(name, &device);
             let batch = batch(&device);
             let together = ours(&model, &batch);
-            let groups = parameter_groups(&model, Grouping::Flat).unwrap();
+            let groups = parameter_groups(&model, &Grouping::Flat).unwrap();
             let trainable = model.clone().unfreeze().train();
             for (row, together) in together.iter().enumerate() {
                 let loss = trainable.per_example_loss(&single(&batch, row)).sum();
@@ -205,7 +203,7 @@ fn norms_equal_the_golden_ones() {
     for (backend, device) in devices() {
         let model = load("gpt2", &device);
         let batch = golden_batch(&device);
-        let groups = parameter_groups(&model, Grouping::PerTensor).unwrap();
+        let groups = parameter_groups(&model, &Grouping::PerTensor).unwrap();
         let (gradients, losses) = per_example_gradients(&model, &batch, &groups).unwrap();
         for (row, loss) in values(losses).into_iter().enumerate() {
             expect(&reference["per_example_loss"][row], loss, backend);
@@ -235,7 +233,7 @@ fn norms_equal_the_golden_ones() {
         // The same from Gram matrices, the tied matrix's two parts and their inner product included.
         let (factored, _) = factored_gradients(&model, &batch).unwrap();
         let rows = RowMap::one_each(batch.examples());
-        let flat = parameter_groups(&model, Grouping::Flat).unwrap();
+        let flat = parameter_groups(&model, &Grouping::Flat).unwrap();
         let ghost = factored.norms(&flat, &rows).unwrap().remove(0);
         for (row, norm) in ghost.into_iter().enumerate() {
             expect(
@@ -301,7 +299,7 @@ fn a_unit_is_clipped_as_the_mean_of_its_rows() {
     for name in MODELS {
         let model = load(name, &device);
         let batch = batch(&device);
-        let groups = parameter_groups(&model, Grouping::Flat).unwrap();
+        let groups = parameter_groups(&model, &Grouping::Flat).unwrap();
         let trainable = model.clone().unfreeze().train();
         let gradients: Vec<Vec<f64>> = (0..3)
             .map(|row| {
@@ -359,8 +357,8 @@ proptest! {
     ) {
         let device = Device::default();
         let model = tiny(kind, &device);
-        let grouping = if per_layer { Grouping::PerLayer } else { Grouping::Flat };
-        let groups = parameter_groups(&model, grouping).unwrap();
+        let grouping = if per_layer { Grouping::PerGroup } else { Grouping::Flat };
+        let groups = parameter_groups(&model, &grouping).unwrap();
         let limit = 10_f64.powf(exponent);
         let rows: Vec<Row> = texts.into_iter().map(Row::new).collect();
         let sum = |rows: &[Row]| {
@@ -454,7 +452,7 @@ fn models_with_adapters_or_in_half_precision_are_refused() {
     let mut model = tiny(0, &device);
     let config = LoraConfig::new(2, model.default_targets());
     add_lora(&mut model, &config, 1).unwrap();
-    let refused = parameter_groups(&model, Grouping::Flat);
+    let refused = parameter_groups(&model, &Grouping::Flat);
     let Err(RldpError::UncoveredParameters { tensors }) = refused else {
         panic!("adapters were accepted")
     };
@@ -462,6 +460,6 @@ fn models_with_adapters_or_in_half_precision_are_refused() {
     let folder = goldens().join("models/mistral");
     let half = WeightPrecision::Bf16;
     let loaded = Registry::builtin().load_with(&folder, &device, half, |_| {});
-    let refused = parameter_groups(&loaded.unwrap().model, Grouping::Flat);
+    let refused = parameter_groups(&loaded.unwrap().model, &Grouping::Flat);
     assert!(matches!(refused, Err(RldpError::HalfPrecision { .. })));
 }

@@ -7,31 +7,21 @@ use burn::tensor::{DType, Tensor};
 use rldp_lora::ForwardHook;
 use rldp_models::{Batch, FullParameters, LayerKind};
 use rldp_optim::ghost::{Factor, FactoredGradients, Normalisation, Tape};
-use rldp_optim::{DpOptimizer, GroupGradients, ParameterGroups, ParameterSlot, StepRelease};
+use rldp_optim::{
+    DpOptimizer, GroupGradients, Grouping, ParameterGroups, ParameterSlot, StepRelease,
+};
 
 use crate::error::RldpError;
 
-/// Which parameters share one clipping norm.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Grouping {
-    /// All of them: flat clipping.
-    #[default]
-    Flat,
-    /// Those of one layer.
-    PerLayer,
-    /// Every tensor has its own.
-    PerTensor,
-}
-
-/// All parameters of a model in clipping groups. A tied output projection belongs to the embedding.
+/// All parameters of a model in clipping groups, of which `grouping` starts with one per layer. A tied output projection
+/// belongs to the embedding.
 ///
 /// # Errors
 /// [`RldpError::UncoveredParameters`] if the model has parameters outside the layers it shows, such as adapters;
-/// [`RldpError::HalfPrecision`] if it holds matrices in half precision.
+/// [`RldpError::HalfPrecision`] if it holds matrices in half precision; merged names that are not one per layer.
 pub fn parameter_groups<M: FullParameters>(
     model: &M,
-    grouping: Grouping,
+    grouping: &Grouping,
 ) -> Result<ParameterGroups, RldpError> {
     let mut shapes = Shapes::default();
     model.visit(&mut shapes);
@@ -61,37 +51,19 @@ pub fn parameter_groups<M: FullParameters>(
         layers.push((name.to_owned(), vec![head]));
     }
 
-    let mut named: Vec<(String, Vec<ParameterSlot>)> = Vec::new();
+    let mut groups = ParameterGroups::new();
     for (name, ids) in layers {
         let slots = ids
             .into_iter()
             .filter_map(|id| shapes.remove(&id).map(|shape| ParameterSlot { id, shape }));
-        named.push((name, slots.collect()));
+        groups = groups.with(name, slots.collect());
     }
     if !shapes.is_empty() {
         return Err(RldpError::UncoveredParameters {
             tensors: shapes.len(),
         });
     }
-    let groups = ParameterGroups::new();
-    Ok(match grouping {
-        Grouping::Flat => {
-            let slots = named.into_iter().flat_map(|(_, slots)| slots).collect();
-            groups.with("all parameters", slots)
-        }
-        Grouping::PerLayer => named
-            .into_iter()
-            .fold(groups, |groups, (name, slots)| groups.with(name, slots)),
-        Grouping::PerTensor => named
-            .into_iter()
-            .flat_map(|(name, slots)| {
-                slots
-                    .into_iter()
-                    .enumerate()
-                    .map(move |(index, slot)| (format!("{name}.{index}"), vec![slot]))
-            })
-            .fold(groups, |groups, (name, slots)| groups.with(name, slots)),
-    })
+    Ok(grouping.parameters(&groups)?)
 }
 
 /// Shapes of all float parameters.

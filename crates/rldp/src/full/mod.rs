@@ -6,5 +6,5 @@
 mod gradients;
 mod run;
 
-pub use gradients::{Grouping, apply, factored_gradients, parameter_groups, per_example_gradients};
+pub use gradients::{apply, factored_gradients, parameter_groups, per_example_gradients};
 pub use run::{FullStep, FullSummary, fine_tune};

@@ -5,12 +5,12 @@ use rldp_accounting::ledger::{Event, Header, LEDGER_VERSION, Ledger, LedgerWrite
 use rldp_accounting::{Adjacency, PrivacyTarget, Segment};
 use rldp_models::FullParameters;
 use rldp_optim::{
-    Accumulator, Beta1, DpOptimizer, ParameterGroups, PerExampleGradients, Private, Random, RowMap,
-    SecureRandom, SeededRandom, SteeredAdam, StepPlan, StepRelease,
+    Accumulator, Beta1, DpOptimizer, Grouping, ParameterGroups, PerExampleGradients, Private,
+    Random, RowMap, SecureRandom, SeededRandom, SteeredAdam, StepPlan, StepRelease,
 };
 use serde_json::json;
 
-use super::gradients::{Grouping, apply, parameter_groups, per_example_gradients};
+use super::gradients::{apply, parameter_groups, per_example_gradients};
 use crate::budget::{Budget, BudgetKind};
 use crate::error::RldpError;
 use crate::trainer::{
@@ -230,7 +230,7 @@ impl FullStep {
                 range: "(0, units in training]",
             });
         }
-        let groups = parameter_groups(model, Grouping::Flat)?;
+        let groups = parameter_groups(model, &Grouping::Flat)?;
         let adam = SteeredAdam::new(Beta1::new(BETA_1), config.beta_2, ADAM_EPSILON);
         Ok(Self {
             units,

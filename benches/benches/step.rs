@@ -1,0 +1,28 @@
+//! Whole steps of LoRA training, private and ordinary, on even and uneven texts: the shapes of `benches/peers/training.py`.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use rldp_benches::{LoraStep, Shape};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn steps(c: &mut Criterion) {
+    let mut group = c.benchmark_group("LoRA");
+    group.sample_size(10);
+    for (name, shape) in [("mini", Shape::Mini), ("gpt2s", Shape::Gpt2Small)] {
+        for (texts, uneven) in [("128 tokens", false), ("SMS lengths", true)] {
+            let mut step = LoraStep::new(shape, &shape.lengths(uneven)).unwrap();
+            group.bench_function(format!("{name}, {texts}, ordinary"), |b| {
+                b.iter(|| step.plain().unwrap())
+            });
+            group.bench_function(format!("{name}, {texts}, private"), |b| {
+                b.iter(|| step.private().unwrap())
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, steps);
+criterion_main!(benches);

@@ -1,0 +1,61 @@
+//! Time and peak memory of steps of LoRA training.
+//!
+//! `cargo run --release -p rldp-benches --example lora_cost -- [private|plain] [mini|gpt2s] [even|uneven] [steps]`
+//!
+//! One mode per process: the peak is the process's.
+
+use std::time::Instant;
+
+use rldp_benches::{Error, LoraStep, Parts, Shape};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> Result<(), Error> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let text = |index: usize, default: &'static str| {
+        arguments
+            .get(index)
+            .map_or(default, String::as_str)
+            .to_owned()
+    };
+    let (mode, name, texts) = (text(0, "private"), text(1, "mini"), text(2, "even"));
+    let steps: usize = text(3, "5").parse()?;
+    let shape = match name.as_str() {
+        "gpt2s" => Shape::Gpt2Small,
+        _ => Shape::Mini,
+    };
+    let lengths = shape.lengths(texts == "uneven");
+    let mut step = LoraStep::new(shape, &lengths)?;
+    let mut taken: Vec<(f64, Parts)> = Vec::new();
+    // The first step warms caches and pages up.
+    for _ in 0..=steps {
+        let clock = Instant::now();
+        let parts = match mode.as_str() {
+            "plain" => step.plain()?,
+            _ => step.private()?,
+        };
+        taken.push((clock.elapsed().as_secs_f64(), parts));
+    }
+    let mut taken = taken.split_off(1);
+    taken.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (best, parts) = taken[0];
+    println!(
+        "{mode} {name} {texts}, {} texts, {} tokens: {:.0} ms a step at best, {:.0} ms median, peak {} MB; clipping, noise and accounting {:.2} % of it",
+        lengths.len(),
+        lengths.iter().sum::<usize>(),
+        best * 1e3,
+        taken[taken.len() / 2].0 * 1e3,
+        peak_megabytes(),
+        100.0 * (parts.clipping + parts.noise) / best,
+    );
+    Ok(())
+}
+
+/// The process's largest resident size so far, from Linux's own account; 0 elsewhere.
+fn peak_megabytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmHWM"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<usize>().ok());
+    kilobytes.unwrap_or(0) / 1024
+}
