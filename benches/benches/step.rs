@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use rldp_benches::{LoraStep, Shape};
+use rldp_benches::{LoraStep, Shape, Texts};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -11,12 +11,16 @@ fn steps(c: &mut Criterion) {
     let mut group = c.benchmark_group("LoRA");
     group.sample_size(10);
     for (name, shape) in [("mini", Shape::Mini), ("gpt2s", Shape::Gpt2Small)] {
-        for (texts, uneven) in [("128 tokens", false), ("SMS lengths", true)] {
-            let mut step = LoraStep::new(shape, &shape.lengths(uneven)).unwrap();
-            group.bench_function(format!("{name}, {texts}, ordinary"), |b| {
+        for (kind, texts) in [
+            ("128 tokens", Texts::Even),
+            ("SMS lengths", Texts::Sms),
+            ("notes' lengths", Texts::Notes),
+        ] {
+            let mut step = LoraStep::new(shape, &shape.lengths(texts)).unwrap();
+            group.bench_function(format!("{name}, {kind}, ordinary"), |b| {
                 b.iter(|| step.plain().unwrap())
             });
-            group.bench_function(format!("{name}, {texts}, private"), |b| {
+            group.bench_function(format!("{name}, {kind}, private"), |b| {
                 b.iter(|| step.private().unwrap())
             });
         }

@@ -1,12 +1,13 @@
 //! Time and peak memory of steps of LoRA training.
 //!
-//! `cargo run --release -p rldp-benches --example lora_cost -- [private|plain] [mini|gpt2s] [even|uneven] [steps]`
+//! `cargo run --release -p rldp-benches --example lora_cost -- [private|plain] [mini|gpt2s] [even|sms|notes] [steps]`;
+//! with `product` alone, the rate of Burn's matrix product.
 //!
 //! One mode per process: the peak is the process's.
 
 use std::time::Instant;
 
-use rldp_benches::{Error, LoraStep, Parts, Shape};
+use rldp_benches::{Error, LoraStep, Parts, Shape, Texts, product_rate};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -20,12 +21,20 @@ fn main() -> Result<(), Error> {
             .to_owned()
     };
     let (mode, name, texts) = (text(0, "private"), text(1, "mini"), text(2, "even"));
+    if mode == "product" {
+        println!("Burn's matrix product: {:.0} GF/s", product_rate());
+        return Ok(());
+    }
     let steps: usize = text(3, "5").parse()?;
     let shape = match name.as_str() {
         "gpt2s" => Shape::Gpt2Small,
         _ => Shape::Mini,
     };
-    let lengths = shape.lengths(texts == "uneven");
+    let lengths = shape.lengths(match texts.as_str() {
+        "sms" => Texts::Sms,
+        "notes" => Texts::Notes,
+        _ => Texts::Even,
+    });
     let mut step = LoraStep::new(shape, &lengths)?;
     let mut taken: Vec<(f64, Parts)> = Vec::new();
     // The first step warms caches and pages up.

@@ -3,10 +3,10 @@
 GPT-2 architecture from transformers, adapters r = 8 on c_attn from PEFT; whole steps: forward, backward, (clipping and noise), Adam.
 Uneven texts are padded to the longest of the batch and their padding left out of the loss.
 
-    python training.py [plain|opacus] [mini|gpt2s] [even|uneven] [steps]
+    python training.py [plain|opacus] [mini|gpt2s] [even|sms|notes] [steps]
 
 One mode per process, so that the peak memory is the mode's. Two threads. Without arguments it runs everything, ours too, in turn
-(set LORA_COST to the built example), and prints the ratios.
+(set LORA_COST to the built example), and prints the ratios; arguments such as mini-even pick some. `product` times a matrix product.
 """
 
 import os
@@ -23,9 +23,14 @@ SHAPES = {
 }
 ROWS = {"mini": 32, "gpt2s": 8}
 # Those of benches/src/lib.rs.
-SMS_LENGTHS = [
-    12, 34, 16, 12, 41, 8, 10, 8, 28, 26, 15, 14, 31, 18, 40, 10, 11, 42, 11, 36, 6, 38, 8, 42, 24, 60, 22, 13, 9, 19, 20, 17,
-]  # fmt: skip
+LENGTHS = {
+    "sms": [
+        12, 34, 16, 12, 41, 8, 10, 8, 28, 26, 15, 14, 31, 18, 40, 10, 11, 42, 11, 36, 6, 38, 8, 42, 24, 60, 22, 13, 9, 19, 20, 17,
+    ],
+    "notes": [
+        63, 82, 75, 67, 65, 71, 84, 64, 68, 70, 72, 81, 68, 56, 90, 94, 60, 88, 74, 74, 85, 62, 72, 76, 82, 80, 78, 86, 77, 70, 79, 66,
+    ],
+}  # fmt: skip
 
 
 def one(mode, name, texts, steps):
@@ -37,7 +42,7 @@ def one(mode, name, texts, steps):
     torch.set_num_threads(2)
     torch.manual_seed(1)
     shape = SHAPES[name]
-    lengths = SMS_LENGTHS if texts == "uneven" else [128] * ROWS[name]
+    lengths = LENGTHS.get(texts, [128] * ROWS[name])
     width, vocabulary = max(lengths), shape["vocab_size"]
     ids = torch.zeros(len(lengths), width, dtype=torch.long)
     targets = torch.full((len(lengths), width), -100)
@@ -83,10 +88,25 @@ def one(mode, name, texts, steps):
     )
 
 
+def product_rate():
+    import torch
+
+    torch.set_num_threads(2)
+    left, right = torch.rand(1024, 768), torch.rand(768, 3072)
+    times = []
+    for _ in range(30):
+        start = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - start)
+    print(f"PyTorch's matrix product: {2 * 1024 * 768 * 3072 / min(times) * 1e-9:.0f} GF/s")
+
+
 def all_in_turn():
     ours = os.environ.get("LORA_COST", "target/release/examples/lora_cost")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OPENBLAS_")}
-    for name, texts, steps, rounds in [("mini", "even", 5, 3), ("gpt2s", "even", 2, 2), ("mini", "uneven", 8, 2), ("gpt2s", "uneven", 3, 2)]:
+    runs = [("mini", "even", 5, 3), ("gpt2s", "even", 2, 2)]
+    runs += [(name, texts, steps, 2) for name, steps in [("mini", 8), ("gpt2s", 3)] for texts in LENGTHS]
+    for name, texts, steps, rounds in runs:
         if len(sys.argv) > 1 and f"{name}-{texts}" not in sys.argv[1:]:
             continue
         commands = {
@@ -113,7 +133,9 @@ def all_in_turn():
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1 and sys.argv[1] in ("plain", "opacus"):
+    if sys.argv[1:] == ["product"]:
+        product_rate()
+    elif len(sys.argv) > 1 and sys.argv[1] in ("plain", "opacus"):
         arguments = sys.argv[1:] + ["mini", "even", "5"][len(sys.argv) - 2 :]
         one(arguments[0], arguments[1], arguments[2], int(arguments[3]))
     else:

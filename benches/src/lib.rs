@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use burn::module::Module;
 use burn::optim::{AdamConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::Device;
+use burn::tensor::{Device, Distribution, Tensor};
 use rldp::trainer::{MicroBatch, TokenUnit, micro_batches};
 use rldp_accounting::ledger::{BudgetRecord, Header, LEDGER_VERSION, LedgerWriter};
 use rldp_accounting::{Adjacency, PrivacyTarget};
@@ -27,6 +27,23 @@ pub const SMS_LENGTHS: [usize; 32] = [
     60, 22, 13, 9, 19, 20, 17,
 ];
 
+/// Tokens of 32 notes on diabetic patients (`examples/assets/templates/diabetes130.jinja`), made in the same way.
+pub const NOTE_LENGTHS: [usize; 32] = [
+    63, 82, 75, 67, 65, 71, 84, 64, 68, 70, 72, 81, 68, 56, 90, 94, 60, 88, 74, 74, 85, 62, 72, 76,
+    82, 80, 78, 86, 77, 70, 79, 66,
+];
+
+/// The texts of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Texts {
+    /// 128 tokens each.
+    Even,
+    /// As long as SMS are.
+    Sms,
+    /// As long as notes on diabetic patients are.
+    Notes,
+}
+
 /// A GPT-2 shape with its batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
@@ -37,7 +54,7 @@ pub enum Shape {
 }
 
 impl Shape {
-    /// Rows of a batch.
+    /// Rows of a batch of even texts.
     pub fn rows(self) -> usize {
         match self {
             Self::Mini => 32,
@@ -45,11 +62,12 @@ impl Shape {
         }
     }
 
-    /// The lengths of the batch's texts: 128 tokens each, or 32 as uneven as SMS are.
-    pub fn lengths(self, uneven: bool) -> Vec<usize> {
-        match uneven {
-            true => SMS_LENGTHS.to_vec(),
-            false => vec![128; self.rows()],
+    /// The lengths of the batch's texts.
+    pub fn lengths(self, texts: Texts) -> Vec<usize> {
+        match texts {
+            Texts::Even => vec![128; self.rows()],
+            Texts::Sms => SMS_LENGTHS.to_vec(),
+            Texts::Notes => NOTE_LENGTHS.to_vec(),
         }
     }
 }
@@ -80,6 +98,26 @@ pub struct LoraStep {
     random: SecureRandom,
     private: DpOptimizer,
     plain: ModuleOptimizer,
+}
+
+/// Billions of operations a second of Burn's matrix product, the best of some: `[1024, 768]` by `[768, 3072]`.
+pub fn product_rate() -> f64 {
+    let device = Device::default();
+    let random = |rows: usize, columns: usize| {
+        let values = Distribution::Uniform(-1.0, 1.0);
+        Tensor::<2>::random([rows, columns], values, &device)
+    };
+    let (left, right) = (random(1024, 768), random(768, 3072));
+    let best = (0..30)
+        .map(|_| {
+            let clock = Instant::now();
+            let product = left.clone().matmul(right.clone());
+            let seconds = clock.elapsed().as_secs_f64();
+            drop(product);
+            seconds
+        })
+        .fold(f64::INFINITY, f64::min);
+    2.0 * 1024.0 * 768.0 * 3072.0 / best * 1e-9
 }
 
 /// A ledger in a file of its own, as a run writes it.

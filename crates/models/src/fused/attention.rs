@@ -216,9 +216,7 @@ impl Causal {
                         let rows = scores.chunks_exact_mut(self.width());
                         for (row, scores) in rows.enumerate() {
                             let token = tile.first + row;
-                            let log = math::vectorised(|| {
-                                self.softmax(&mut scores[seen.clone()], token, seen.start)
-                            });
+                            let log = self.softmax(&mut scores[seen.clone()], token, seen.start);
                             // SAFETY: a head's rows belong to this task.
                             unsafe {
                                 let place = (example * self.heads + head) * self.time + token;
@@ -239,22 +237,12 @@ impl Causal {
 
     /// Softmax of one query's scaled scores; the first is that of key `start`. Gives the logarithm
     /// of the denominator.
-    #[inline(always)]
     fn softmax(self, scores: &mut [f32], query: usize, start: usize) -> f32 {
         let first = self.first_key(query) - start;
         let last = query + 1 - start;
         scores[..first].fill(0.0);
         scores[last..].fill(0.0);
-        let scores = &mut scores[first..last];
-        scores.iter_mut().for_each(|score| *score *= self.scale);
-        let maximum = by_lanes(scores, f32::NEG_INFINITY, f32::max);
-        for score in scores.iter_mut() {
-            *score = math::exp(*score - maximum);
-        }
-        let sum = by_lanes(scores, 0.0, |sum, value| sum + value);
-        let inverse = 1.0 / sum;
-        scores.iter_mut().for_each(|score| *score *= inverse);
-        maximum + sum.ln()
+        softmax(&mut scores[first..last], self.scale)
     }
 
     /// Writes every element of the three gradients. `grad` is laid out as the forward pass' result.
@@ -323,15 +311,13 @@ impl Causal {
                                 let cells = row * width..(row + 1) * width;
                                 let (scores, slopes) =
                                     (&mut scores[cells.clone()], &mut slopes[cells]);
-                                math::vectorised(|| {
-                                    self.slopes(
-                                        &mut scores[columns.clone()],
-                                        &mut slopes[columns.clone()],
-                                        token,
-                                        columns.start,
-                                        log,
-                                    )
-                                });
+                                self.slopes(
+                                    &mut scores[columns.clone()],
+                                    &mut slopes[columns.clone()],
+                                    token,
+                                    columns.start,
+                                    log,
+                                );
                             }
                             // SAFETY: a head's rows belong to this task.
                             unsafe {
@@ -387,7 +373,6 @@ impl Causal {
 
     /// From one query's scores and its gradients by the weights: the weights, and the gradients by
     /// the unscaled scores. Keys that it does not see get zeros.
-    #[inline(always)]
     fn slopes(self, scores: &mut [f32], slopes: &mut [f32], query: usize, start: usize, log: f32) {
         let first = self.first_key(query) - start;
         let last = query + 1 - start;
@@ -395,14 +380,40 @@ impl Causal {
             values[..first].fill(0.0);
             values[last..].fill(0.0);
         }
-        let (scores, slopes) = (&mut scores[first..last], &mut slopes[first..last]);
+        slopes_of(
+            &mut scores[first..last],
+            &mut slopes[first..last],
+            self.scale,
+            log,
+        );
+    }
+}
+
+math::widest! {
+    /// Turns scores into weights; the logarithm of their denominator.
+    fn softmax(scores: &mut [f32], scale: f32) -> f32 {
+        scores.iter_mut().for_each(|score| *score *= scale);
+        let maximum = by_lanes(scores, f32::NEG_INFINITY, f32::max);
+        for score in scores.iter_mut() {
+            *score = math::exp(*score - maximum);
+        }
+        let sum = by_lanes(scores, 0.0, |sum, value| sum + value);
+        let inverse = 1.0 / sum;
+        scores.iter_mut().for_each(|score| *score *= inverse);
+        maximum + sum.ln()
+    }
+}
+
+math::widest! {
+    /// Turns scores into weights again, and gradients by the weights into those by the unscaled scores.
+    fn slopes_of(scores: &mut [f32], slopes: &mut [f32], scale: f32, log: f32) {
         for (score, slope) in scores.iter_mut().zip(slopes.iter_mut()) {
-            *score = math::exp(*score * self.scale - log);
+            *score = math::exp(*score * scale - log);
             *slope *= *score;
         }
         let sum = by_lanes(slopes, 0.0, |sum, value| sum + value);
         for (score, slope) in scores.iter().zip(slopes.iter_mut()) {
-            *slope = (*slope - score * sum) * self.scale;
+            *slope = (*slope - score * sum) * scale;
         }
     }
 }

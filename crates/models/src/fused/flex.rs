@@ -52,7 +52,7 @@ impl FusedPasses for Flex {
             return composed::gelu::<Self>(x);
         }
         rewrite(x, GRAIN, |_, chunk| {
-            chunk.iter_mut().for_each(|x| *x = math::gelu(*x));
+            gelu(chunk);
         })
     }
 
@@ -63,9 +63,7 @@ impl FusedPasses for Flex {
         let x = x.to_contiguous();
         let x = elements(&x);
         rewrite(grad, GRAIN, |start, chunk| {
-            for (grad, x) in chunk.iter_mut().zip(&x[start..]) {
-                *grad *= math::gelu_slope(*x);
-            }
+            gelu_backward(&x[start..], chunk);
         })
     }
 
@@ -76,9 +74,7 @@ impl FusedPasses for Flex {
         let gate = gate.to_contiguous();
         let gate = elements(&gate);
         rewrite(up, GRAIN, |start, chunk| {
-            for (up, gate) in chunk.iter_mut().zip(&gate[start..]) {
-                *up *= math::silu(*gate);
-            }
+            gate_up(&gate[start..], chunk);
         })
     }
 
@@ -89,10 +85,7 @@ impl FusedPasses for Flex {
         let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
         let (gate, up) = (elements(&gate), elements(&up));
         rewrite(grad, GRAIN, |start, chunk| {
-            let inputs = gate[start..].iter().zip(&up[start..]);
-            for (grad, (gate, up)) in chunk.iter_mut().zip(inputs) {
-                *grad *= up * math::silu_slope(*gate);
-            }
+            gate_backward(&gate[start..], &up[start..], chunk);
         })
     }
 }
@@ -124,7 +117,7 @@ pub(super) fn rewrite(
     tensor.storage_mut::<f32>()[start..end]
         .par_chunks_mut(chunk)
         .enumerate()
-        .for_each(|(index, part)| math::vectorised(|| change(index * chunk, part)));
+        .for_each(|(index, part)| change(index * chunk, part));
     tensor
 }
 
@@ -134,6 +127,36 @@ pub(super) fn rewrite_all(tensor: Primitive, change: impl FnOnce(&mut [f32])) ->
     let (start, end) = tensor.layout().contiguous_offsets().unwrap_or((0, 0));
     change(&mut tensor.storage_mut::<f32>()[start..end]);
     tensor
+}
+
+math::widest! {
+    fn gelu(x: &mut [f32]) {
+        x.iter_mut().for_each(|x| *x = math::gelu(*x));
+    }
+}
+
+math::widest! {
+    fn gelu_backward(x: &[f32], grad: &mut [f32]) {
+        for (grad, x) in grad.iter_mut().zip(x) {
+            *grad *= math::gelu_slope(*x);
+        }
+    }
+}
+
+math::widest! {
+    fn gate_up(gate: &[f32], up: &mut [f32]) {
+        for (up, gate) in up.iter_mut().zip(gate) {
+            *up *= math::silu(*gate);
+        }
+    }
+}
+
+math::widest! {
+    fn gate_backward(gate: &[f32], up: &[f32], grad: &mut [f32]) {
+        for (grad, (gate, up)) in grad.iter_mut().zip(gate.iter().zip(up)) {
+            *grad *= up * math::silu_slope(*gate);
+        }
+    }
 }
 
 fn softmax_row(values: &mut [f32], mask: &[f32]) {

@@ -75,33 +75,27 @@ pub(crate) fn losses(
                     0..0
                 })
             };
-            math::vectorised(|| {
-                for (row, logits) in logits.chunks_exact_mut(size).enumerate() {
-                    let [largest, sum, target_logit] = &mut state[row];
-                    let target = targets[all.start + row] as usize;
-                    if let Some(logit) = target
-                        .checked_sub(start)
-                        .and_then(|index| logits.get(index))
-                    {
-                        *target_logit = *logit;
-                    }
-                    let maximum = by_lanes(logits, *largest, f32::max);
-                    for logit in logits.iter_mut() {
-                        *logit = math::exp(*logit - maximum);
-                    }
-                    let more = by_lanes(logits, 0.0, |sum, value| sum + value);
-                    if maximum > *largest && start > 0 {
-                        let factor = math::exp(*largest - maximum);
-                        *sum *= factor;
-                        if wanted {
-                            let grad = &mut grads[row * width..(row + 1) * width];
-                            grad.iter_mut().for_each(|value| *value *= factor);
-                        }
-                    }
-                    *largest = maximum;
-                    *sum += more;
+            for (row, logits) in logits.chunks_exact_mut(size).enumerate() {
+                let [largest, sum, target_logit] = &mut state[row];
+                let target = targets[all.start + row] as usize;
+                if let Some(logit) = target
+                    .checked_sub(start)
+                    .and_then(|index| logits.get(index))
+                {
+                    *target_logit = *logit;
                 }
-            });
+                let (maximum, more) = powers(logits, *largest);
+                if maximum > *largest && start > 0 {
+                    let factor = math::exp(*largest - maximum);
+                    *sum *= factor;
+                    if wanted {
+                        let grad = &mut grads[row * width..(row + 1) * width];
+                        grad.iter_mut().for_each(|value| *value *= factor);
+                    }
+                }
+                *largest = maximum;
+                *sum += more;
+            }
             if let Some(backward) = &backward {
                 let left = Left {
                     values: logits,
@@ -130,5 +124,16 @@ pub(crate) fn losses(
                     *grad = *grad * factor - target * weight;
                 }
             });
+    }
+}
+
+math::widest! {
+    /// Turns logits into powers relative to the largest of them and `largest`; that, and the powers' sum.
+    fn powers(logits: &mut [f32], largest: f32) -> (f32, f32) {
+        let maximum = by_lanes(logits, largest, f32::max);
+        for logit in logits.iter_mut() {
+            *logit = math::exp(*logit - maximum);
+        }
+        (maximum, by_lanes(logits, 0.0, |sum, value| sum + value))
     }
 }

@@ -5,37 +5,46 @@ pub(crate) const GELU_LINEAR: f64 = 2.0 * 0.797_884_560_802_865_4;
 /// `0.044715` times that.
 pub(crate) const GELU_CUBIC: f64 = GELU_LINEAR * 0.044_715;
 
-/// Runs loops with the widest vectors that the processor has. The order of operations, and so every
-/// bit of the results, stays the same.
-#[inline(always)]
-pub(crate) fn vectorised<R>(run: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
-        fn in_avx512<R>(run: impl FnOnce() -> R) -> R {
-            run()
-        }
-        #[target_feature(enable = "avx2,fma")]
-        fn in_avx2<R>(run: impl FnOnce() -> R) -> R {
-            run()
-        }
-        let has_512 = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512bw");
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the processor has these instructions.
-            return unsafe {
-                if has_512 {
-                    in_avx512(run)
-                } else {
-                    in_avx2(run)
+/// A function whose loops run with the widest vectors that the processor has.
+///
+/// The order of operations, and so every bit of the results, stays the same. Only what is inlined into it gains:
+/// mark callees with loops `#[inline(always)]`.
+macro_rules! widest {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn portable($($arg: $type),*) $(-> $result)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
+                fn avx512($($arg: $type),*) $(-> $result)? {
+                    portable($($arg),*)
                 }
-            };
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $type),*) $(-> $result)? {
+                    portable($($arg),*)
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    let has_512 = is_x86_feature_detected!("avx512f")
+                        && is_x86_feature_detected!("avx512vl")
+                        && is_x86_feature_detected!("avx512dq")
+                        && is_x86_feature_detected!("avx512bw");
+                    // SAFETY: the processor has these instructions.
+                    return unsafe {
+                        if has_512 {
+                            avx512($($arg),*)
+                        } else {
+                            avx2($($arg),*)
+                        }
+                    };
+                }
+            }
+            portable($($arg),*)
         }
-    }
-    run()
+    };
 }
+pub(crate) use widest;
 
 /// `e^x`, zero below -87.
 ///

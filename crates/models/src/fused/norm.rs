@@ -44,25 +44,7 @@ impl Kind {
         x.par_chunks(rows).enumerate().for_each(|(index, x)| {
             // SAFETY: chunks do not overlap.
             let y = unsafe { y.slice(index * rows..index * rows + x.len()) };
-            math::vectorised(|| {
-                for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                    let (mean, inverse) = self.moments(x);
-                    match self {
-                        Self::Layer { .. } => {
-                            for (((y, x), weight), bias) in
-                                y.iter_mut().zip(x).zip(weight).zip(bias)
-                            {
-                                *y = (x - mean) * inverse * weight + bias;
-                            }
-                        }
-                        Self::RootMeanSquare { .. } => {
-                            for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
-                                *y = x * inverse * weight;
-                            }
-                        }
-                    }
-                }
-            });
+            forward(self, x, weight, bias, y);
         });
     }
 
@@ -71,27 +53,51 @@ impl Kind {
     pub(crate) fn backward(self, x: &[f32], weight: &[f32], grad: &mut [f32]) {
         let width = weight.len();
         let rows = (GRAIN / width).max(1) * width;
-        let add = |sum: f32, value: f32| sum + value;
         grad.par_chunks_mut(rows)
             .zip(x.par_chunks(rows))
-            .for_each(|(grad, x)| {
-                math::vectorised(|| {
-                    for (grad, x) in grad.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                        let (mean, inverse) = self.moments(x);
-                        for (grad, weight) in grad.iter_mut().zip(weight) {
-                            *grad *= weight;
-                        }
-                        let centre = match self {
-                            Self::Layer { .. } => by_lanes(grad, 0.0, add) / width as f32,
-                            Self::RootMeanSquare { .. } => 0.0,
-                        };
-                        let slope = product(grad, x, mean) * inverse * inverse / width as f32;
-                        for (grad, x) in grad.iter_mut().zip(x) {
-                            *grad = (*grad - centre - (x - mean) * slope) * inverse;
-                        }
+            .for_each(|(grad, x)| backward(self, x, weight, grad));
+    }
+}
+
+math::widest! {
+    fn forward(kind: Kind, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
+        let width = weight.len();
+        for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            let (mean, inverse) = kind.moments(x);
+            match kind {
+                Kind::Layer { .. } => {
+                    for (((y, x), weight), bias) in y.iter_mut().zip(x).zip(weight).zip(bias) {
+                        *y = (x - mean) * inverse * weight + bias;
                     }
-                });
-            });
+                }
+                Kind::RootMeanSquare { .. } => {
+                    for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
+                        *y = x * inverse * weight;
+                    }
+                }
+            }
+        }
+    }
+}
+
+math::widest! {
+    fn backward(kind: Kind, x: &[f32], weight: &[f32], grad: &mut [f32]) {
+        let width = weight.len();
+        let add = |sum: f32, value: f32| sum + value;
+        for (grad, x) in grad.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            let (mean, inverse) = kind.moments(x);
+            for (grad, weight) in grad.iter_mut().zip(weight) {
+                *grad *= weight;
+            }
+            let centre = match kind {
+                Kind::Layer { .. } => by_lanes(grad, 0.0, add) / width as f32,
+                Kind::RootMeanSquare { .. } => 0.0,
+            };
+            let slope = product(grad, x, mean) * inverse * inverse / width as f32;
+            for (grad, x) in grad.iter_mut().zip(x) {
+                *grad = (*grad - centre - (x - mean) * slope) * inverse;
+            }
+        }
     }
 }
 
