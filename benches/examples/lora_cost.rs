@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use rldp_benches::{Error, LoraStep, Parts, Shape, Texts, product_rate};
+use rldp_benches::{Error, LoraStep, Parts, Shape, Texts, peak_megabytes, product_rate};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -59,12 +59,4 @@ fn main() -> Result<(), Error> {
         100.0 * (parts.clipping + parts.noise) / best,
     );
     Ok(())
-}
-
-/// The process's largest resident size so far, from Linux's own account; 0 elsewhere.
-fn peak_megabytes() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmHWM"));
-    let kilobytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<usize>().ok());
-    kilobytes.unwrap_or(0) / 1024
 }

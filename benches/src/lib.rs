@@ -120,6 +120,14 @@ pub fn product_rate() -> f64 {
     2.0 * 1024.0 * 768.0 * 3072.0 / best * 1e-9
 }
 
+/// The process's largest resident size so far, from Linux's own account; 0 elsewhere.
+pub fn peak_megabytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmHWM"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<usize>().ok());
+    kilobytes.unwrap_or(0) / 1024
+}
+
 /// A ledger in a file of its own, as a run writes it.
 fn ledger(plan: &StepPlan) -> Result<LedgerWriter, Error> {
     let header = Header {

@@ -1,6 +1,6 @@
 //! Time and peak memory of a private full-parameter step next to the ordinary one.
 //!
-//! `cargo run --release -p rldp --example full_cost -- [private|plain] [mini|gpt2s] [batch] [rows at a time] [tokens] [steps]`
+//! `cargo run --release -p rldp-benches --example full_cost -- [private|plain] [mini|gpt2s] [batch] [rows at a time] [tokens] [steps]`
 //!
 //! Both take whole steps: forward, backward, (clipping, noise) and Adam, over all parameters of a GPT-2. `mini` is 4 layers of
 //! width 256, 2,048 tokens; `gpt2s` GPT-2 small. Run it once per mode: the peak is the process's.
@@ -12,6 +12,7 @@ use burn::module::Module;
 use burn::optim::{AdamConfig, GradientsAccumulator, GradientsParams};
 use burn::tensor::Device;
 use rldp::full::{apply, parameter_groups, per_example_gradients};
+use rldp_benches::peak_megabytes;
 use rldp_models::{Batch, CausalLm, Gpt2, Gpt2Config, LanguageModel, Row};
 use rldp_optim::{
     Accumulator, DpOptimizer, Grouping, PerExampleGradients, RowMap, SecureRandom, StepPlan,
@@ -95,12 +96,4 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         peak_megabytes()
     );
     Ok(())
-}
-
-/// The process's largest resident size so far, from Linux's own account; 0 elsewhere.
-fn peak_megabytes() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmHWM"));
-    let kilobytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<usize>().ok());
-    kilobytes.unwrap_or(0) / 1024
 }
