@@ -9,8 +9,8 @@ use rldp::budget::BudgetKind;
 use rldp::controller::{Controller, ControllerKind};
 use rldp::data::DataKey;
 use rldp::trainer::{
-    Record, RunFolder, RunSetup, RunSummary, TokenUnit, TrainerConfig, TrainingData, Watcher,
-    fine_tune, model_fingerprint, token_fingerprint,
+    Record, RunFolder, RunSetup, RunSummary, Silent, TokenUnit, TrainerConfig, TrainingData,
+    Watcher, fine_tune, model_fingerprint, token_fingerprint,
 };
 use rldp_accounting::ledger::{Event, Ledger};
 use rldp_lora::{LoraConfig, adapter_parameters, add_lora};
@@ -442,4 +442,19 @@ fn checkpoints_without_their_ledger_and_of_another_run_are_refused() {
         error.to_string().contains("shorter than the checkpoint"),
         "{error}"
     );
+}
+
+/// A rate too small for f32 stands for whatever keeps the adapters where they are. One step was released and stays in the ledger.
+#[test]
+fn adapters_that_do_not_move_end_the_run_at_its_first_step() {
+    let home = tempfile::tempdir().unwrap();
+    let mut case = case(BudgetKind::Fixed, ControllerKind::Constant, None);
+    case.config.learning_rate = 1e-30;
+    let error = run(&case, home.path(), false, &mut Silent).unwrap_err();
+    assert!(
+        matches!(error, RldpError::NothingMoved { step: 1, learning_rate } if learning_rate == 1e-30),
+        "{error:?}"
+    );
+    let ledger = Ledger::read(home.path().join("ledger.jsonl")).unwrap();
+    assert_eq!(ledger.steps(), 1);
 }
