@@ -113,7 +113,7 @@ pub struct Settings {
     #[arg(long, default_value_t = defaults().clipping_norm)]
     pub clipping_norm: f64,
     /// Who steers: sac, sac-scratch, sac-frozen, sac-radii, sac-noise, sac-learning-rate, paper, rule, random, constant,
-    /// constant-per-adapter, automatic, quantile, quantile-per-adapter, decay or global-adapt
+    /// constant-per-adapter, automatic, quantile, quantile-per-adapter, adaclip, decay or global-adapt
     #[arg(long, default_value_t = ControllerKind::default())]
     pub controller: ControllerKind,
     /// How noise may vary: fixed, deck or filter
