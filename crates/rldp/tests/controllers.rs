@@ -468,3 +468,22 @@ fn a_baseline_is_taken_off_the_reward() {
         assert!((f64::from(beyond[index]) - expected).abs() < 1e-4);
     }
 }
+
+/// The shipped policy is one of this agent's, and has learned something: it turns a learning rate that is too small up, and one
+/// that is too large down.
+#[test]
+fn the_shipped_policy_loads_and_steers_the_learning_rate() {
+    let factor = |learning_rate: f64| {
+        let mut setup = setup();
+        setup.budget = BudgetKind::Fixed;
+        setup.agent.frozen = true;
+        setup.agent.warm_up = 0;
+        let mut agent = AgentController::new(&setup, 7, &Device::default()).unwrap();
+        let mut seen = observation(0.5, 0.97, 0.3);
+        seen.learning_rate = learning_rate;
+        seen.improvement = Visible::public(0.1);
+        agent.decide(&seen).unwrap().learning_rate_factor
+    };
+    let (low, high) = (factor(2.5e-3), factor(1.5e-2));
+    assert!(low > 1.0 && high < 1.0, "{low} and {high}");
+}
