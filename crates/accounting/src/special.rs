@@ -143,3 +143,18 @@ pub(crate) fn decreasing_root(
     }
     (a, b)
 }
+
+/// Neumaier's sum of non-negative numbers: right to two roundoffs.
+pub(crate) fn compensated_sum(terms: impl Iterator<Item = f64>) -> f64 {
+    let (mut sum, mut lost): (f64, f64) = (0.0, 0.0);
+    for term in terms {
+        let next = sum + term;
+        lost += if sum >= term {
+            (sum - next) + term
+        } else {
+            (term - next) + sum
+        };
+        sum = next;
+    }
+    sum + lost
+}

@@ -6,7 +6,7 @@
 //! bounded piece by piece (`docs/proofs/pld-lattice.md`, sections 1 and 2).
 
 use crate::pld::loss::Direction;
-use crate::special::{TEN_POINTS, ln_sqrt_two_pi, normal_upper};
+use crate::special::{TEN_POINTS, compensated_sum, ln_sqrt_two_pi, normal_upper};
 use crate::tilt::{Step, UNIT};
 
 /// Half of the points (the rule is symmetric) and weights of the rules for narrow pieces.
@@ -283,19 +283,4 @@ fn peak(step: &Step, remove: bool, tilt: f64, low: f64, high: f64) -> f64 {
             power * y - x * x / (2.0 * step.sigma * step.sigma)
         })
         .fold(f64::NEG_INFINITY, f64::max)
-}
-
-/// Neumaier's sum of non-negative numbers: right to two roundoffs.
-fn compensated_sum(terms: impl Iterator<Item = f64>) -> f64 {
-    let (mut sum, mut lost): (f64, f64) = (0.0, 0.0);
-    for term in terms {
-        let next = sum + term;
-        lost += if sum >= term {
-            (sum - next) + term
-        } else {
-            (term - next) + sum
-        };
-        sum = next;
-    }
-    sum + lost
 }

@@ -21,6 +21,8 @@ const FREE_POINTS: f64 = 4096.0;
 const REFINEMENTS: usize = 4;
 /// Points never exceeded.
 const MOST_POINTS: f64 = (1u64 << 22) as f64;
+/// The spacing may be this much wider than wanted where that many points would not do.
+const COARSER: f64 = 2.0;
 /// Shares of delta that outcomes left out may take.
 const BAD_SHARES: [f64; 5] = [1e-9, 1e-6, 1e-4, 1e-3, 1e-2];
 /// Leaving out more must lower the Chernoff bound of epsilon by this share of it, or that of ln delta by this.
@@ -80,6 +82,10 @@ impl Lattice {
         let fine = (0.4 * tolerance / ((tilt + 1.0) * total)).sqrt();
         let free = (top - bottom) / FREE_POINTS;
         let mut spacing = fine.min(free).min(0.1);
+        let finest = (top - bottom) / MOST_POINTS * (1.0 + 1e-9);
+        if spacing < finest && finest <= COARSER * fine {
+            spacing = finest;
+        }
         let mut best: Option<Self> = None;
         for _ in 0..REFINEMENTS {
             if (top - bottom) / spacing > MOST_POINTS {
