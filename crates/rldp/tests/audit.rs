@@ -260,6 +260,12 @@ fn a_runs_steps_are_planned_and_bounded_as_they_were_taken() {
     for (found, expected) in plan.group_noise_multipliers().iter().zip([1.5, 3.0]) {
         assert!((found / expected - 1.0).abs() < 1e-9);
     }
+    // One group's figure told once an adapter would be taken for a step of far less noise.
+    let repeated = StepRecord {
+        group_noise_multipliers: vec![0.9; 2],
+        ..record(1)
+    };
+    assert!(plan_of_record(&repeated, 0.1, 500).is_err());
     let records: Vec<StepRecord> = (1..=8).map(record).collect();
     let mut random = SecureRandom::new().unwrap();
     // False alarm 1e-6; delta small enough to allow it.

@@ -458,3 +458,40 @@ fn adapters_that_do_not_move_end_the_run_at_its_first_step() {
     let ledger = Ledger::read(home.path().join("ledger.jsonl")).unwrap();
     assert_eq!(ledger.steps(), 1);
 }
+
+/// What is taken again from the metrics (an audit's steps, a shadow's) is the mechanism that the ledger accounts: one group where
+/// clipping is flat, not one an adapter.
+#[test]
+fn the_metrics_have_the_groups_of_the_ledger() {
+    for controller in [ControllerKind::Constant, ControllerKind::Rule] {
+        let home = tempfile::tempdir().unwrap();
+        let case = case(BudgetKind::Fixed, controller, None);
+        run(&case, home.path(), false, &mut Silent).unwrap();
+        let ledger = Ledger::read(home.path().join("ledger.jsonl")).unwrap();
+        let spent: Vec<(Vec<f64>, Vec<f64>)> = ledger
+            .events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Step {
+                    group_noise_multipliers: noise,
+                    clipping_norms: norms,
+                    ..
+                } => Some((noise.clone(), norms.clone())),
+                _ => None,
+            })
+            .collect();
+        let metrics = std::fs::read_to_string(home.path().join("metrics.jsonl")).unwrap();
+        let told: Vec<(Vec<f64>, Vec<f64>)> = metrics
+            .lines()
+            .filter_map(|line| match serde_json::from_str(line).unwrap() {
+                Record::Step(step) => {
+                    assert!(rldp::audit::plan_of_record(&step, 0.25, 24).is_ok());
+                    Some((step.group_noise_multipliers, step.clipping_norms))
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(told, spent, "{controller}");
+        assert_eq!(told.len(), 5);
+    }
+}

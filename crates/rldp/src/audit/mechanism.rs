@@ -34,6 +34,14 @@ pub fn plan_of_record(
         .iter()
         .map(|sigma| sigma.powi(-2))
         .sum();
+    // Telemetry takes a part of a step's noise, so the gradients alone have no less.
+    if precision.powf(-0.5) < record.noise_multiplier * (1.0 - 1e-6) {
+        return Err(RldpError::OutOfRange {
+            what: "noise multiplier of a step's groups together",
+            value: precision.powf(-0.5),
+            range: "no less than the step's effective noise multiplier",
+        });
+    }
     let weights: Vec<f64> = record
         .group_noise_multipliers
         .iter()

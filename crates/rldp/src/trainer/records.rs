@@ -31,9 +31,9 @@ pub struct StepRecord {
     pub step: u64,
     /// Effective noise multiplier of the step, all terms together.
     pub noise_multiplier: f64,
-    /// Noise multiplier of every adapter.
+    /// Noise multiplier of every group: of each adapter, or one of all together where clipping is flat.
     pub group_noise_multipliers: Vec<f64>,
-    /// Clipping norm of every adapter.
+    /// Clipping norm of every group.
     pub clipping_norms: Vec<f64>,
     /// Released clipped share of every adapter, if paid for.
     pub clipped_fractions: Option<Vec<f64>>,

@@ -772,20 +772,10 @@ impl<'a> Run<'a> {
             .map(|fractions| fractions.values.iter().map(Visible::from).collect());
         let adapters = self.step.references().len();
         // What holds for all adapters together is shown at each of them.
-        let each = |values: &[f64]| -> Vec<f64> {
-            match values {
-                [one] => vec![*one; adapters],
-                _ => values.to_vec(),
-            }
-        };
-        let clipped = seen.as_ref().map(|seen| {
-            let shares: Vec<f64> = seen.iter().map(|share| share.get()).collect();
-            each(&shares)
+        let clipped = seen.as_ref().map(|seen| match seen.as_slice() {
+            [one] => vec![one.get(); adapters],
+            several => several.iter().map(|share| share.get()).collect(),
         });
-        let (multipliers, norms) = (
-            each(plan.group_noise_multipliers()),
-            each(plan.clipping_norms()),
-        );
         self.observe(&release, clipped.as_deref());
         controller.step(
             &StepView {
@@ -801,8 +791,8 @@ impl<'a> Run<'a> {
         let record = Record::Step(StepRecord {
             step: taken + 1,
             noise_multiplier: plan.noise_multiplier(),
-            group_noise_multipliers: multipliers,
-            clipping_norms: norms,
+            group_noise_multipliers: plan.group_noise_multipliers().to_vec(),
+            clipping_norms: plan.clipping_norms().to_vec(),
             clipped_fractions: clipped,
             training_loss: release.mean_loss.as_ref().map(|loss| *loss.value.value()),
             learning_rate,

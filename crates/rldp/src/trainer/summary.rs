@@ -111,7 +111,7 @@ impl RunSummary {
             .map(|(index, adapter)| {
                 let points = self
                     .steps()
-                    .filter_map(|s| Some((s.step as f64, *values(s)?.get(index)?)))
+                    .filter_map(|s| Some((s.step as f64, of_adapter(values(s)?, index)?)))
                     .collect();
                 Series::new(adapter.name.clone(), points)
             })
@@ -207,7 +207,7 @@ impl RunSummary {
                 .map(|(index, adapter)| {
                     let cell = |values: Option<&Vec<f64>>| {
                         values
-                            .and_then(|values| values.get(index))
+                            .and_then(|values| of_adapter(values, index))
                             .map_or_else(String::new, |value| format!("{value:.4}"))
                     };
                     vec![
@@ -268,5 +268,13 @@ impl RunSummary {
             }
         }
         rows
+    }
+}
+
+/// A group's figure at one of its adapters: a flat step's one group holds them all.
+fn of_adapter(values: &[f64], index: usize) -> Option<f64> {
+    match values {
+        [one] => Some(*one),
+        several => several.get(index).copied(),
     }
 }
