@@ -6,14 +6,11 @@ use burn::optim::{AdamConfig, GradientsAccumulator, GradientsParams};
 use burn::tensor::Device;
 use criterion::{Criterion, criterion_group, criterion_main};
 use rldp::full::{apply, parameter_groups, per_example_gradients};
+use rldp_benches as _;
 use rldp_models::{Batch, CausalLm, Gpt2, Gpt2Config, LanguageModel, Row};
 use rldp_optim::{
     Accumulator, DpOptimizer, Grouping, PerExampleGradients, RowMap, SecureRandom, StepPlan,
 };
-
-/// Keeps its pages: fresh ones for every large tensor cost more than the arithmetic of small layers.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const EXAMPLES: usize = 32;
 const TOKENS: usize = 128;

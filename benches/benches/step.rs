@@ -4,9 +4,6 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use rldp_benches::{LoraStep, Shape, Texts};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn steps(c: &mut Criterion) {
     let mut group = c.benchmark_group("LoRA");
     group.sample_size(10);

@@ -18,10 +18,6 @@ use rldp_optim::{
     Accumulator, DpOptimizer, Grouping, PerExampleGradients, RowMap, SecureRandom, StepPlan,
 };
 
-/// Keeps its pages: fresh ones for every large tensor cost more than the arithmetic of small layers.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let text = |index: usize, default: &str| {

@@ -9,9 +9,6 @@ use std::time::Instant;
 
 use rldp_benches::{Error, LoraStep, Parts, Shape, Texts, peak_megabytes, product_rate};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> Result<(), Error> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let text = |index: usize, default: &'static str| {

@@ -8,6 +8,8 @@ use burn::tensor::{Device, Distribution, Tensor};
 use rldp::trainer::{MicroBatch, TokenUnit, micro_batches};
 use rldp_accounting::ledger::{BudgetRecord, Header, LEDGER_VERSION, LedgerWriter};
 use rldp_accounting::{Adjacency, PrivacyTarget};
+// The binaries' allocator, for everything that links this.
+use rldp_examples as _;
 use rldp_lora::{
     LoraConfig, adapter_parameters, adapters, add_lora, expand_adapters, freeze_base,
     per_example_gradients, set_adapters,

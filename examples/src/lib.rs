@@ -1,5 +1,6 @@
 //! What the binaries of this package share. Each binary is one task that a user of `rldp` has.
 
+pub mod allocator;
 pub mod audit;
 pub mod chaos;
 pub mod compare;
@@ -9,7 +10,3 @@ pub mod error;
 pub mod finetune;
 pub mod pretrain;
 pub mod support2;
-
-/// Training allocates and frees large tensors all the time; the system's allocator gives their pages back each time.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
