@@ -22,8 +22,8 @@ use rldp_accounting::Adjacency;
 use crate::adaclip::AffineTransform;
 use crate::error::{OptimError, positive, same_length};
 use crate::gradients::{Layout, PerExampleGradients};
-use crate::kernels::Kernel;
-use crate::random::{Random, add_grid_noise};
+use crate::kernels::{Kernel, release};
+use crate::random::{GridNoise, Random};
 use crate::source::{GridSums, Prepared, UnitGradients};
 
 /// Grid steps per clipping norm (or per bound, for scalar queries).
@@ -291,18 +291,15 @@ impl ClippedSum {
         groups
             .map(|(index, (((group, sums), clip), &sigma))| {
                 let transform = self.transforms.as_ref().map(|all| &all[index]);
-                let mut noise = vec![0; group.dimension()];
-                add_grid_noise(&mut noise, sigma * GRID, random);
+                let noise = GridNoise::new(sigma * GRID, random);
                 let step = clip.norm / GRID / divisor;
-                let mut start = 0;
-                let mut gradients = Vec::with_capacity(sums.len());
-                for (sum, &width) in sums.into_iter().zip(&group.widths) {
-                    let noisy = sum.release(&noise[start..start + width], step, &device)?;
-                    gradients.push(match transform {
-                        Some(transform) => transform.invert(noisy, start),
-                        None => noisy,
-                    });
-                    start += width;
+                let mut gradients = release(sums, &group.widths, &noise, step, &device)?;
+                if let Some(transform) = transform {
+                    let mut start = 0;
+                    for (gradient, &width) in gradients.iter_mut().zip(&group.widths) {
+                        *gradient = transform.invert(gradient.clone(), start);
+                        start += width;
+                    }
                 }
                 let scale = transform.map_or(1.0, AffineTransform::root_mean_square);
                 Ok(NoisyGroup {

@@ -31,6 +31,7 @@ mod steered_adam;
 mod step;
 #[cfg(test)]
 mod tests;
+mod wide;
 
 pub use accumulate::{Accumulator, ClippedFractions, MeanLoss, ReleasedGroup, StepRelease};
 pub use adaclip::{AdaClip, AdaClipOptions, AffineTransform};

@@ -382,7 +382,7 @@ pub(super) fn add_scaled(
 /// The sums' values.
 pub(super) fn read_limbs(sums: Tensor<2, Int>) -> Result<Vec<i64>, OptimError> {
     let width = sums.dims()[1];
-    let limbs = super::read_integers("scaled sums", sums.flatten::<1>(0, 1))?;
+    let limbs = super::read_integers::<i32>("scaled sums", sums.flatten::<1>(0, 1))?;
     let (high, low) = limbs.split_at(width);
     Ok(high
         .iter()

@@ -3,8 +3,11 @@
 // NdArray is on its way out of Burn, but the second implementation that our tests compare with.
 #![cfg_attr(feature = "ndarray", allow(deprecated))]
 
-use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension, tensor::FloatTensor};
-use burn::tensor::{Device, Tensor};
+use burn::backend::{
+    Backend, Dispatch, DispatchDevice, backend_extension,
+    tensor::{FloatTensor, IntTensor},
+};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::gradients::RowMap;
 
@@ -14,12 +17,13 @@ pub(crate) trait PerExampleOps: Backend {
     /// Squared norms, `[units]`, accumulated and returned in double precision.
     fn squared_norms(gradients: FloatTensor<Self>, rows: RowMap) -> FloatTensor<Self>;
 
-    /// Sum over units of the scaled gradients truncated to integers, `[coordinates]`, integers in double precision.
-    fn scaled_sum(
+    /// Adds the sum over units of the scaled gradients, truncated to integers, to 64-bit integers, `[coordinates]`.
+    fn add_scaled(
         gradients: FloatTensor<Self>,
+        sums: IntTensor<Self>,
         rows: RowMap,
         scales: Vec<f64>,
-    ) -> FloatTensor<Self>;
+    ) -> IntTensor<Self>;
 }
 
 /// What our kernels can do with a device.
@@ -63,9 +67,19 @@ pub(super) fn squared_norms(gradients: Tensor<2>, rows: RowMap) -> Tensor<1> {
     ))
 }
 
-pub(super) fn scaled_sum(gradients: Tensor<2>, rows: RowMap, scales: Vec<f64>) -> Tensor<1> {
-    Tensor::from_dispatch(<Dispatch as PerExampleOps>::scaled_sum(
+/// The sums go in and come out as the same memory.
+pub(super) fn add_scaled(
+    gradients: Tensor<2>,
+    sums: Vec<i64>,
+    rows: RowMap,
+    scales: Vec<f64>,
+) -> Tensor<1, Int> {
+    let width = sums.len();
+    let data = TensorData::new(sums, [width]);
+    let sums = Tensor::<1, Int>::from_data(data, (&gradients.device(), DType::I64));
+    Tensor::from_dispatch(<Dispatch as PerExampleOps>::add_scaled(
         gradients.into_dispatch(),
+        sums.into_dispatch(),
         rows,
         scales,
     ))
@@ -73,7 +87,11 @@ pub(super) fn scaled_sum(gradients: Tensor<2>, rows: RowMap, scales: Vec<f64>) -
 
 #[cfg(feature = "flex")]
 mod flex {
-    use burn::backend::{Flex, TensorMetadata, ops::FloatTensorOps, tensor::FloatTensor};
+    use burn::backend::{
+        Flex, TensorMetadata,
+        ops::FloatTensorOps,
+        tensor::{FloatTensor, IntTensor},
+    };
     use burn::tensor::TensorData;
 
     use super::PerExampleOps;
@@ -88,24 +106,21 @@ mod flex {
             Self::float_from_data(TensorData::new(norms, [rows.units()]), &gradients.device())
         }
 
-        fn scaled_sum(
+        fn add_scaled(
             gradients: FloatTensor<Self>,
+            mut sums: IntTensor<Self>,
             rows: RowMap,
             scales: Vec<f64>,
-        ) -> FloatTensor<Self> {
-            let width = gradients.shape()[1];
-            let sum = on_slice(gradients.clone(), |values, width| {
-                host::scaled_sum(values, width, &rows, &scales)
+        ) -> IntTensor<Self> {
+            on_slice(gradients, |values, width| {
+                host::add_scaled(values, width, &rows, &scales, sums.storage_mut::<i64>());
             });
-            Self::float_from_data(TensorData::new(sum, [width]), &gradients.device())
+            sums
         }
     }
 
     /// Runs on the tensor's own memory; only a tensor that is not contiguous is copied.
-    fn on_slice(
-        gradients: FloatTensor<Flex>,
-        run: impl FnOnce(&[f32], usize) -> Vec<f64>,
-    ) -> Vec<f64> {
+    fn on_slice<R>(gradients: FloatTensor<Flex>, run: impl FnOnce(&[f32], usize) -> R) -> R {
         let width = gradients.shape()[1];
         let contiguous = gradients.to_contiguous();
         run(contiguous.as_slice::<f32>().unwrap_or(&[]), width)
@@ -114,7 +129,11 @@ mod flex {
 
 #[cfg(feature = "ndarray")]
 mod ndarray {
-    use burn::backend::{NdArray, TensorMetadata, ops::FloatTensorOps, tensor::FloatTensor};
+    use burn::backend::{
+        NdArray, TensorMetadata,
+        ops::FloatTensorOps,
+        tensor::{FloatTensor, IntTensor},
+    };
     use burn::tensor::TensorData;
 
     use super::PerExampleOps;
@@ -132,21 +151,25 @@ mod ndarray {
             Self::float_from_data(TensorData::new(norms, [rows.units()]), &device)
         }
 
-        fn scaled_sum(
+        fn add_scaled(
             gradients: FloatTensor<Self>,
+            sums: IntTensor<Self>,
             rows: RowMap,
             scales: Vec<f64>,
-        ) -> FloatTensor<Self> {
-            let (device, width) = (gradients.device(), gradients.shape()[1]);
-            let sum = on_slice(gradients, |values, width| {
-                host::scaled_sum(values, width, &rows, &scales)
+        ) -> IntTensor<Self> {
+            let Primitive::I64(mut storage) = sums else {
+                unreachable!("the sums are made as 64-bit integers");
+            };
+            let sums = storage.ensure_owned().as_slice_mut().unwrap_or(&mut []);
+            on_slice(gradients, |values, width| {
+                host::add_scaled(values, width, &rows, &scales, sums);
             });
-            Self::float_from_data(TensorData::new(sum, [width]), &device)
+            Primitive::I64(storage)
         }
     }
 
     /// Runs on the tensor's own memory; only a tensor that is not in standard layout is copied.
-    fn on_slice(gradients: Primitive, run: impl FnOnce(&[f32], usize) -> Vec<f64>) -> Vec<f64> {
+    fn on_slice<R>(gradients: Primitive, run: impl FnOnce(&[f32], usize) -> R) -> R {
         let width = gradients.shape()[1];
         match gradients {
             Primitive::F32(storage) => {

@@ -12,16 +12,14 @@
 #[cfg(feature = "cube")]
 mod cube;
 mod extension;
-#[cfg(any(feature = "flex", feature = "ndarray"))]
 mod host;
 mod reference;
 
-#[cfg(feature = "cube")]
-use burn::tensor::Int;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData};
 
 use crate::error::OptimError;
 use crate::gradients::RowMap;
+use crate::random::GridNoise;
 
 /// Which implementation of the passes is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,11 +123,11 @@ impl Units {
         }
         match self.kernel {
             Kernel::Native => {
-                let tensor = self.tensor.clone();
-                sum.add(read(
-                    "scaled sums",
-                    extension::scaled_sum(tensor, self.rows.clone(), scales.to_vec()),
-                )?);
+                let mut sums = std::mem::take(&mut sum.host);
+                sums.resize(self.tensor.dims()[1], 0);
+                let (tensor, rows) = (self.tensor.clone(), self.rows.clone());
+                let sums = extension::add_scaled(tensor, sums, rows, scales.to_vec());
+                sum.host = read_integers("scaled sums", sums)?;
             }
             #[cfg(feature = "cube")]
             Kernel::Cube => {
@@ -171,7 +169,7 @@ fn cube_norms(list: &[Units]) -> Result<Vec<Vec<f64>>, OptimError> {
     if partials.is_empty() {
         return Ok(Vec::new());
     }
-    let values = read_integers("squared norms", Tensor::cat(partials, 0))?;
+    let values = read_integers::<i32>("squared norms", Tensor::cat(partials, 0))?;
     let mut rest = values.as_slice();
     Ok(lengths
         .into_iter()
@@ -230,7 +228,7 @@ impl TensorSum {
         }
     }
 
-    #[cfg(feature = "cube")]
+    #[cfg(any(feature = "cube", test))]
     fn add_integers(&mut self, values: Vec<i64>) {
         if self.host.is_empty() {
             self.host = values;
@@ -241,8 +239,8 @@ impl TensorSum {
         }
     }
 
-    /// Adds the noise and multiplies by `step`: the only way out. The sum of integers is exact; what is rounded to a float has its
-    /// noise.
+    /// Adds noise that lies in memory and multiplies by `step`, on the device that the sums are on.
+    #[cfg(any(feature = "cube", test))]
     pub(crate) fn release(
         #[allow(unused_mut, reason = "only a Cube part is brought home")] mut self,
         noise: &[i64],
@@ -257,21 +255,9 @@ impl TensorSum {
             Some(limbs) => self.add_integers(cube::read_limbs(limbs)?),
             None => {}
         }
-        let values: Vec<f32> = if self.host.is_empty() {
-            noise
-                .iter()
-                .map(|&noise| (noise as f64 * step) as f32)
-                .collect()
-        } else {
-            let sums = self.host.iter().zip(noise);
-            sums.map(|(&sum, &noise)| (sum.saturating_add(noise) as f64 * step) as f32)
-                .collect()
-        };
-        let width = values.len();
-        Ok(Tensor::from_data(
-            burn::tensor::TensorData::new(values, [width]),
-            device,
-        ))
+        self.add_integers(noise.to_vec());
+        let values = self.host.iter().map(|&value| (value as f64 * step) as f32);
+        Ok(on_device(values.collect(), device))
     }
 
     /// The raw integers, for tests of the clipping itself.
@@ -294,6 +280,53 @@ impl TensorSum {
     }
 }
 
+/// Adds the noise to the sums of a group's tensors, of these widths, and multiplies by `step`: the only way out. The sum of integers is
+/// exact; what is rounded to a float has its noise.
+pub(crate) fn release(
+    sums: Vec<TensorSum>,
+    widths: &[usize],
+    noise: &GridNoise,
+    step: f64,
+    device: &Device,
+) -> Result<Vec<Tensor<1>>, OptimError> {
+    #[cfg(feature = "cube")]
+    if sums.iter().any(|sum| sum.limbs.is_some()) {
+        return cube_release(sums, widths, noise, step, device);
+    }
+    let sums: Vec<&[i64]> = sums.iter().map(|sum| &sum.host[..]).collect();
+    let values = host::release(&sums, widths, noise, step);
+    Ok(values
+        .into_iter()
+        .map(|values| on_device(values, device))
+        .collect())
+}
+
+/// The same for sums of which some lie on a Cube device: their noise is sent there.
+#[cfg(feature = "cube")]
+fn cube_release(
+    sums: Vec<TensorSum>,
+    widths: &[usize],
+    noise: &GridNoise,
+    step: f64,
+    device: &Device,
+) -> Result<Vec<Tensor<1>>, OptimError> {
+    let mut values = vec![0; widths.iter().sum()];
+    noise.add_all(&mut values);
+    let mut rest = &values[..];
+    let mut released = Vec::with_capacity(sums.len());
+    for (sum, &width) in sums.into_iter().zip(widths) {
+        let (own, others) = rest.split_at(width);
+        rest = others;
+        released.push(sum.release(own, step, device)?);
+    }
+    Ok(released)
+}
+
+fn on_device(values: Vec<f32>, device: &Device) -> Tensor<1> {
+    let width = values.len();
+    Tensor::from_data(TensorData::new(values, [width]), device)
+}
+
 /// One row per unit, in single precision; padding is left out.
 pub(crate) fn combined_units(tensor: &Tensor<2>, rows: &RowMap) -> Tensor<2> {
     reference::combined(plain(tensor), rows)
@@ -311,21 +344,20 @@ fn plain(tensor: &Tensor<2>) -> Tensor<2> {
 
 /// A tensor's values in double precision.
 pub(crate) fn read(what: &'static str, tensor: Tensor<1>) -> Result<Vec<f64>, OptimError> {
-    tensor
-        .try_into_vec_as::<f64>()
-        .map_err(|error| OptimError::Device {
-            what,
-            message: error.to_string(),
-        })
+    tensor.try_into_vec_as::<f64>().map_err(unreadable(what))
 }
 
-/// A tensor's 32-bit integers.
-#[cfg(feature = "cube")]
-fn read_integers(what: &'static str, tensor: Tensor<1, Int>) -> Result<Vec<i32>, OptimError> {
-    tensor
-        .try_into_vec_as::<i32>()
-        .map_err(|error| OptimError::Device {
-            what,
-            message: error.to_string(),
-        })
+/// A tensor's integers.
+fn read_integers<E: Element>(
+    what: &'static str,
+    tensor: Tensor<1, Int>,
+) -> Result<Vec<E>, OptimError> {
+    tensor.try_into_vec_as::<E>().map_err(unreadable(what))
+}
+
+fn unreadable<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> OptimError {
+    move |error| OptimError::Device {
+        what,
+        message: error.to_string(),
+    }
 }

@@ -8,48 +8,15 @@ pub(super) const BLOCK: usize = 64;
 /// One number for each place of a block.
 pub(super) type Block = [f64; BLOCK];
 
-/// `radius * cos` and `radius * sin` with `radius = sqrt(-2 ln uniform)` and the angle `turn` of a full turn.
-///
-/// # Precision
-/// For uniforms in [2^-120, 1] and turns in [0, 1) the logarithm is right to 1e-15 relative, sine and cosine to 5e-16 absolute (tested
-/// against `libm`).
-pub(super) fn box_muller(uniform: &Block, turn: &Block) -> (Block, Block) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2.
-        return unsafe { with_avx2(uniform, turn) };
+crate::wide::widest! {
+    /// `radius * cos` and `radius * sin` with `radius = sqrt(-2 ln uniform)` and the angle `turn` of a full turn.
+    ///
+    /// # Precision
+    /// For uniforms in [2^-120, 1] and turns in [0, 1) the logarithm is right to 1e-15 relative, sine and cosine to 5e-16 absolute (tested
+    /// against `libm`).
+    pub(super) fn box_muller(uniform: &Block, turn: &Block) -> (Block, Block) {
+        block(uniform, turn)
     }
-    block(uniform, turn)
-}
-
-/// The block times `scale`, rounded to whole numbers, ties to even.
-pub(super) fn scale_and_round(block: &mut Block, scale: f64) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2.
-        return unsafe { round_with_avx2(block, scale) };
-    }
-    round(block, scale);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn round_with_avx2(block: &mut Block, scale: f64) {
-    round(block, scale);
-}
-
-#[inline(always)]
-fn round(block: &mut Block, scale: f64) {
-    for value in block {
-        *value = (*value * scale).round_ties_even();
-    }
-}
-
-/// The same instructions' results, four at a time.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn with_avx2(uniform: &Block, turn: &Block) -> (Block, Block) {
-    block(uniform, turn)
 }
 
 #[inline(always)]
@@ -204,9 +171,5 @@ mod tests {
         let uniform: Block = std::array::from_fn(|i| (i as f64 + 0.5) / 64.0);
         let turn: Block = std::array::from_fn(|i| (i as f64 * 0.618).fract());
         assert_eq!(box_muller(&uniform, &turn), block(&uniform, &turn));
-        let (mut one, mut other) = (uniform, uniform);
-        scale_and_round(&mut one, 1e9);
-        round(&mut other, 1e9);
-        assert_eq!(one, other);
     }
 }

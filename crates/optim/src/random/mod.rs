@@ -17,8 +17,8 @@ mod normal;
 mod tests;
 
 pub use generator::{SecureRandom, SeededRandom};
-pub(crate) use normal::add_grid_noise;
 pub use normal::standard_normals;
+pub(crate) use normal::{CHUNK, GridNoise, add_grid_noise};
 
 mod sealed {
     /// Keeps [`super::Random`] to this crate's generators.
