@@ -5,9 +5,7 @@
 //!
 //! One mode per process: the peak is the process's.
 
-use std::time::Instant;
-
-use rldp_benches::{Error, LoraStep, Parts, Shape, Texts, peak_megabytes, product_rate};
+use rldp_benches::{Error, LoraStep, Shape, Texts, peak_megabytes, product_rate, timed};
 
 fn main() -> Result<(), Error> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -33,25 +31,16 @@ fn main() -> Result<(), Error> {
         _ => Texts::Even,
     });
     let mut step = LoraStep::new(shape, &lengths)?;
-    let mut taken: Vec<(f64, Parts)> = Vec::new();
-    // The first step warms caches and pages up.
-    for _ in 0..=steps {
-        let clock = Instant::now();
-        let parts = match mode.as_str() {
-            "plain" => step.plain()?,
-            _ => step.private()?,
-        };
-        taken.push((clock.elapsed().as_secs_f64(), parts));
-    }
-    let mut taken = taken.split_off(1);
-    taken.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let (best, parts) = taken[0];
+    let (best, median, parts) = timed(steps, || match mode.as_str() {
+        "plain" => step.plain(),
+        _ => step.private(),
+    })?;
     println!(
         "{mode} {name} {texts}, {} texts, {} tokens: {:.0} ms a step at best, {:.0} ms median, peak {} MB; clipping, noise and accounting {:.2} % of it",
         lengths.len(),
         lengths.iter().sum::<usize>(),
         best * 1e3,
-        taken[taken.len() / 2].0 * 1e3,
+        median * 1e3,
         peak_megabytes(),
         100.0 * (parts.clipping + parts.noise) / best,
     );

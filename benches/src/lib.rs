@@ -1,24 +1,20 @@
 //! What the benches of the training step share: the shapes that `benches/peers/training.py` times too.
 
+mod full;
+mod lora;
+
 use std::time::Instant;
 
-use burn::module::Module;
-use burn::optim::{AdamConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Distribution, Tensor};
-use rldp::trainer::{MicroBatch, TokenUnit, micro_batches};
 use rldp_accounting::ledger::{BudgetRecord, Header, LEDGER_VERSION, LedgerWriter};
 use rldp_accounting::{Adjacency, PrivacyTarget};
 // The binaries' allocator, for everything that links this.
 use rldp_examples as _;
-use rldp_lora::{
-    LoraConfig, adapter_parameters, adapters, add_lora, expand_adapters, freeze_base,
-    per_example_gradients, set_adapters,
-};
-use rldp_models::{CausalLm, Gpt2, Gpt2Config, LanguageModel};
-use rldp_optim::{
-    Accumulator, DpOptimizer, GroupGradients, Layout, ParameterGroups, ParameterSlot,
-    PerExampleGradients, RowMap, SecureRandom, StepPlan,
-};
+use rldp_models::Gpt2Config;
+use rldp_optim::StepPlan;
+
+pub use full::FullStep;
+pub use lora::LoraStep;
 
 /// Errors of any crate.
 pub type Error = Box<dyn std::error::Error>;
@@ -64,6 +60,14 @@ impl Shape {
         }
     }
 
+    /// The model.
+    fn config(self) -> Gpt2Config {
+        match self {
+            Self::Mini => Gpt2Config::new(2048, 128, 4, 256, 4),
+            Self::Gpt2Small => Gpt2Config::new(50257, 1024, 12, 768, 12),
+        }
+    }
+
     /// The lengths of the batch's texts.
     pub fn lengths(self, texts: Texts) -> Vec<usize> {
         match texts {
@@ -85,21 +89,6 @@ pub struct Parts {
     pub noise: f64,
     /// The optimizer.
     pub update: f64,
-}
-
-/// A training step of LoRA r = 8 on `c_attn` with Adam, private or not, from the trainer's micro-batches.
-pub struct LoraStep {
-    model: CausalLm,
-    batches: Vec<MicroBatch>,
-    rows: usize,
-    device: Device,
-    plan: StepPlan,
-    layout: Layout,
-    ledger: LedgerWriter,
-    steps: u64,
-    random: SecureRandom,
-    private: DpOptimizer,
-    plain: ModuleOptimizer,
 }
 
 /// Billions of operations a second of Burn's matrix product, the best of some: `[1024, 768]` by `[768, 3072]`.
@@ -152,120 +141,32 @@ fn ledger(plan: &StepPlan) -> Result<LedgerWriter, Error> {
     )?)
 }
 
-impl LoraStep {
-    /// A model with random weights and a batch of these lengths.
-    ///
-    /// # Errors
-    /// Those of the crates.
-    pub fn new(shape: Shape, lengths: &[usize]) -> Result<Self, Error> {
-        let device = Device::default();
-        let config = match shape {
-            Shape::Mini => Gpt2Config::new(2048, 128, 4, 256, 4),
-            Shape::Gpt2Small => Gpt2Config::new(50257, 1024, 12, 768, 12),
-        };
-        let mut model = CausalLm::from(Gpt2::random(&config, 1, &device)?);
-        add_lora(&mut model, &LoraConfig::new(8, ["c_attn"]), 1)?;
-        let unit = |(row, length): (usize, &usize)| {
-            let token = |t| ((row * 31 + t * 7) % config.vocabulary) as u32;
-            TokenUnit {
-                rows: vec![(0..=*length).map(token).collect()],
-            }
-        };
-        let units: Vec<TokenUnit> = lengths.iter().enumerate().map(unit).collect();
-        let batches = micro_batches(&units.iter().collect::<Vec<_>>(), 32, &device)?;
-        let mut groups = ParameterGroups::new();
-        for adapter in adapter_parameters(&model) {
-            let slot = |id, [rows, columns]: [usize; 2]| ParameterSlot {
-                id,
-                shape: vec![1, rows, columns],
-            };
-            let slots = vec![
-                slot(adapter.a_id, adapter.a_shape),
-                slot(adapter.b_id, adapter.b_shape),
-            ];
-            groups = groups.with(adapter.name, slots);
-        }
-        let layout = groups.layout();
-        let radii = vec![1.0; layout.groups.len()];
-        let rows = lengths.len();
-        let plan = StepPlan::new(rows as f64 / 1000.0, 1000, 1.0, &radii)?;
-        Ok(Self {
-            model,
-            batches,
-            rows,
-            device,
-            ledger: ledger(&plan)?,
-            steps: 0,
-            plan,
-            layout,
-            random: SecureRandom::new()?,
-            private: DpOptimizer::new(AdamConfig::new().init(), groups),
-            plain: AdamConfig::new().init(),
-        })
-    }
+/// Texts of these many tokens to predict, for a model.
+fn texts(config: &Gpt2Config, lengths: &[usize]) -> impl Iterator<Item = Vec<u32>> {
+    let vocabulary = config.vocabulary;
+    let text = move |(row, length): (usize, &usize)| {
+        let token = |t| ((row * 31 + t * 7) % vocabulary) as u32;
+        (0..=*length).map(token).collect()
+    };
+    lengths.iter().enumerate().map(text)
+}
 
-    /// A private step.
-    ///
-    /// # Errors
-    /// Those of the crates.
-    pub fn private(&mut self) -> Result<Parts, Error> {
-        let mut parts = Parts::default();
-        let mut accumulator = Accumulator::begin(&self.plan, &self.layout)?;
-        for batch in &self.batches {
-            let clock = Instant::now();
-            let rows = batch.unit_of_row.len();
-            let expanded = expand_adapters(&self.model, rows)?;
-            let mut gradients = expanded.per_example_loss(&batch.batch).sum().backward();
-            let groups = per_example_gradients(&expanded, &mut gradients)?
-                .into_iter()
-                .map(|adapter| {
-                    let group = GroupGradients::new(adapter.name);
-                    let group = match adapter.a {
-                        Some(a) => group.with(a),
-                        None => group,
-                    };
-                    group.with(adapter.b)
-                })
-                .collect();
-            parts.gradients += clock.elapsed().as_secs_f64();
-            let clock = Instant::now();
-            let gradients = PerExampleGradients::new(groups, RowMap::one_each(rows))?;
-            accumulator.add(&gradients, None)?;
-            parts.clipping += clock.elapsed().as_secs_f64();
-        }
+/// The best and the median of some steps' seconds, after one that warms caches and pages up, and the best one's parts.
+///
+/// # Errors
+/// The step's.
+pub fn timed(
+    steps: usize,
+    mut step: impl FnMut() -> Result<Parts, Error>,
+) -> Result<(f64, f64, Parts), Error> {
+    step()?;
+    let mut taken = Vec::with_capacity(steps.max(1));
+    for _ in 0..steps.max(1) {
         let clock = Instant::now();
-        self.steps += 1;
-        self.ledger.append(&self.plan.event(self.steps))?;
-        let release = accumulator.release(&mut self.random, &self.device)?;
-        parts.noise = clock.elapsed().as_secs_f64();
-        let clock = Instant::now();
-        let moved = self.private.step(1e-4, adapters(&self.model), &release)?;
-        set_adapters(&mut self.model, moved)?;
-        parts.update = clock.elapsed().as_secs_f64();
-        Ok(parts)
+        let parts = step()?;
+        taken.push((clock.elapsed().as_secs_f64(), parts));
     }
-
-    /// An ordinary step: the gradient of the mean loss, Adam.
-    ///
-    /// # Errors
-    /// Those of the crates.
-    pub fn plain(&mut self) -> Result<Parts, Error> {
-        let mut parts = Parts::default();
-        let mut accumulator = GradientsAccumulator::new();
-        let clock = Instant::now();
-        let model = self.model.clone().train();
-        let model = freeze_base(model);
-        let trained = adapters(&model);
-        for batch in &self.batches {
-            let loss = model.per_example_loss(&batch.batch).sum() / self.rows as f64;
-            let gradients = GradientsParams::from_grads(loss.backward(), &trained);
-            accumulator.accumulate(&trained, gradients);
-        }
-        parts.gradients = clock.elapsed().as_secs_f64();
-        let clock = Instant::now();
-        let moved = self.plain.step(1e-4, trained, accumulator.grads());
-        set_adapters(&mut self.model, moved)?;
-        parts.update = clock.elapsed().as_secs_f64();
-        Ok(parts)
-    }
+    taken.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (best, parts) = taken[0];
+    Ok((best, taken[taken.len() / 2].0, parts))
 }

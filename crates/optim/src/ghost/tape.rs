@@ -79,11 +79,8 @@ impl Tape {
         input: Tensor<3>,
         output: Tensor<3>,
     ) -> Tensor<3> {
-        self.record(output, |probe, uses| {
-            let input = input.without_autodiff();
-            uses.push((weight, Use::Outer { input, probe }));
-            uses.extend(bias.map(|bias| (bias, Use::Sum { probe })));
-        })
+        let input = input.without_autodiff();
+        self.record_layer(weight, bias, output, |probe| Use::Outer { input, probe })
     }
 
     /// A normalisation layer `output = weight * normalise(input) + bias`; shapes `[examples, time, width]`.
@@ -96,15 +93,11 @@ impl Tape {
         input: Tensor<3>,
         output: Tensor<3>,
     ) -> Tensor<3> {
-        self.record(output, |probe, uses| {
-            let input = input.without_autodiff();
-            let used = Use::Norm {
-                input,
-                normalisation,
-                probe,
-            };
-            uses.push((weight, used));
-            uses.extend(bias.map(|bias| (bias, Use::Sum { probe })));
+        let input = input.without_autodiff();
+        self.record_layer(weight, bias, output, |probe| Use::Norm {
+            input,
+            normalisation,
+            probe,
         })
     }
 
@@ -117,11 +110,8 @@ impl Tape {
         input: Tensor<3>,
         output: Tensor<3>,
     ) -> Tensor<3> {
-        self.record(output, |probe, uses| {
-            let input = input.without_autodiff();
-            uses.push((weight, Use::Product { input, probe }));
-            uses.extend(bias.map(|bias| (bias, Use::Sum { probe })));
-        })
+        let input = input.without_autodiff();
+        self.record_layer(weight, bias, output, |probe| Use::Product { input, probe })
     }
 
     /// An embedding `output[t] = table[ids[t]]` from a table of `rows` rows.
@@ -150,6 +140,20 @@ impl Tape {
     /// A use whose factor is known without the backward pass, as that of an output projection whose errors come with the loss.
     pub fn known(&self, parameter: ParamId, factor: Factor) {
         self.with(|state| state.uses.push((parameter, Use::Known(Box::new(factor)))));
+    }
+
+    /// A layer with a weight and, maybe, a bias that is added to every position.
+    fn record_layer(
+        &self,
+        weight: ParamId,
+        bias: Option<ParamId>,
+        output: Tensor<3>,
+        used: impl FnOnce(usize) -> Use,
+    ) -> Tensor<3> {
+        self.record(output, |probe, uses| {
+            uses.push((weight, used(probe)));
+            uses.extend(bias.map(|bias| (bias, Use::Sum { probe })));
+        })
     }
 
     fn record(

@@ -37,5 +37,5 @@ pub use run::{
     ADAPTER_FOLDER, LEDGER_FILE, METRICS_FILE, PUBLIC_VALIDATION, RunSetup, STUDY, Study,
     TrainingData, fine_tune,
 };
-pub use step::PrivateStep;
+pub use step::{PrivateStep, per_unit_gradients};
 pub use summary::{AdapterSummary, RunSummary};

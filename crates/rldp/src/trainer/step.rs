@@ -337,8 +337,12 @@ fn damaged<E: std::fmt::Display>(path: &Path) -> impl FnOnce(E) -> RldpError {
     }
 }
 
-/// The per-example gradients of a micro-batch with the map from its rows to its units, and the rows' losses.
-fn per_unit_gradients<M: LanguageModel>(
+/// The per-example gradients of a micro-batch, one group per adapter, with the map from its rows to its units, and the rows' losses:
+/// what [`rldp_optim::Accumulator::add`] takes.
+///
+/// # Errors
+/// Those of [`per_example_pass`]; [`RldpError::Optim`] for gradients that do not fit the micro-batch.
+pub fn per_unit_gradients<M: LanguageModel>(
     model: &M,
     batch: &MicroBatch,
     activations: Activations,
