@@ -25,11 +25,13 @@ fn main() -> Result<(), Error> {
         _ => step.private(),
     })?;
     println!(
-        "{mode} {name} batch {examples} x {time}, {at_a_time} rows at a time: {:.0} ms a step at best, {:.0} ms median, peak {} MB",
+        "{mode} {name} batch {examples} x {time}, {at_a_time} rows at a time: {:.0} ms a step at best, {:.0} ms median, peak {} MB; clipping {:.0} ms, noise and accounting {:.0} ms, {:.2} % of it",
         best * 1e3,
         median * 1e3,
-        peak_megabytes()
+        peak_megabytes(),
+        parts.clipping * 1e3,
+        parts.noise * 1e3,
+        parts.privacy_percent(best),
     );
-    println!("  the best step: {parts:.3?}");
     Ok(())
 }

@@ -42,7 +42,7 @@ fn main() -> Result<(), Error> {
         best * 1e3,
         median * 1e3,
         peak_megabytes(),
-        100.0 * (parts.clipping + parts.noise) / best,
+        parts.privacy_percent(best),
     );
     Ok(())
 }

@@ -5,9 +5,11 @@ clipping, so its ghost mode has an untied one (0.5 million parameters more on `m
 
     python full_parameter.py [mini|gpt2s] [plain|ghost|hooks] [steps]
 
-One mode per process, so that the peak memory is the mode's. Two threads.
+One mode per process, so that the peak memory is the mode's. Two threads. Without arguments it runs `mini`, ours too, in turn (set
+FULL_COST to the built example), and prints the ratios.
 """
 
+import os
 import resource
 import sys
 import time
@@ -117,5 +119,25 @@ def main():
     )
 
 
+def all_in_turn():
+    from turns import in_turn, ratios
+
+    ours = os.environ.get("FULL_COST", "target/release/examples/full_cost")
+    commands = {
+        "ours plain": [ours, "plain", "mini", "32", "8", "128", "4"],
+        "ours private": [ours, "private", "mini", "32", "8", "128", "4"],
+        "PyTorch plain": [sys.executable, __file__, "mini", "plain", "3"],
+        "Opacus hooks": [sys.executable, __file__, "mini", "hooks", "3"],
+        "Opacus ghost": [sys.executable, __file__, "mini", "ghost", "3"],
+    }
+    pairs = {
+        "private over plain": ("ours private", "ours plain"),
+        "Opacus' hooks over ours": ("Opacus hooks", "ours private"),
+        "Opacus' ghost clipping over ours": ("Opacus ghost", "ours private"),
+        "PyTorch over ours": ("PyTorch plain", "ours plain"),
+    }
+    ratios("full, mini", pairs, *in_turn(commands, 4))
+
+
 if __name__ == "__main__":
-    main()
+    main() if len(sys.argv) > 1 else all_in_turn()

@@ -10,9 +10,7 @@ One mode per process, so that the peak memory is the mode's. Two threads. Withou
 """
 
 import os
-import re
 import resource
-import subprocess
 import sys
 import time
 import warnings
@@ -102,10 +100,11 @@ def product_rate():
 
 
 def all_in_turn():
+    from turns import in_turn, ratios
+
     ours = os.environ.get("LORA_COST", "target/release/examples/lora_cost")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("OPENBLAS_")}
-    runs = [("mini", "even", 5, 3), ("gpt2s", "even", 2, 2)]
-    runs += [(name, texts, steps, 2) for name, steps in [("mini", 8), ("gpt2s", 3)] for texts in LENGTHS]
+    runs = [("mini", "even", 6, 4), ("gpt2s", "even", 3, 3)]
+    runs += [(name, texts, steps, rounds) for name, steps, rounds in [("mini", 8, 3), ("gpt2s", 2, 2)] for texts in LENGTHS]
     for name, texts, steps, rounds in runs:
         if len(sys.argv) > 1 and f"{name}-{texts}" not in sys.argv[1:]:
             continue
@@ -115,21 +114,13 @@ def all_in_turn():
             "PyTorch plain": [sys.executable, __file__, "plain"],
             "Opacus private": [sys.executable, __file__, "opacus"],
         }
-        best = {}
-        for _ in range(rounds):
-            for label, command in commands.items():
-                command = [*command, name, texts, str(steps)]
-                line = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
-                print(" ", label, "|", line, flush=True)
-                found = float(re.search(r"(\d+) ms a step", line).group(1))
-                best[label] = min(best.get(label, found), found)
-        ratio = lambda a, b: best[a] / best[b]
-        print(
-            f"{name}, {texts}: private over plain {ratio('ours private', 'ours plain'):.2f}, "
-            f"Opacus over ours {ratio('Opacus private', 'ours private'):.2f}, "
-            f"PyTorch over ours {ratio('PyTorch plain', 'ours plain'):.2f}",
-            flush=True,
-        )
+        commands = {label: [*command, name, texts, str(steps)] for label, command in commands.items()}
+        pairs = {
+            "private over plain": ("ours private", "ours plain"),
+            "Opacus over ours": ("Opacus private", "ours private"),
+            "PyTorch over ours": ("PyTorch plain", "ours plain"),
+        }
+        ratios(f"{name}, {texts}", pairs, *in_turn(commands, rounds))
 
 
 if __name__ == "__main__":

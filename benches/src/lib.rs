@@ -91,6 +91,13 @@ pub struct Parts {
     pub update: f64,
 }
 
+impl Parts {
+    /// What privacy adds to the gradients and the update: percent of a step of these seconds.
+    pub fn privacy_percent(&self, seconds: f64) -> f64 {
+        100.0 * (self.clipping + self.noise) / seconds
+    }
+}
+
 /// Billions of operations a second of Burn's matrix product, the best of some: `[1024, 768]` by `[768, 3072]`.
 pub fn product_rate() -> f64 {
     let device = Device::default();

@@ -24,6 +24,8 @@ mod product;
 mod tests;
 #[cfg(feature = "flex")]
 mod tile;
+#[cfg(feature = "flex")]
+mod transpose;
 
 use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::activation::{sigmoid, silu, softmax};

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 
 use super::tile::{COLUMNS, Kernel, LANE, ROWS, Segment, Target};
+use super::transpose;
 
 /// Inner positions that are multiplied at a time, so that packed rows stay in the cache.
 const DEPTH: usize = 1024;
@@ -60,6 +61,12 @@ impl<'a> View<'a> {
         // Sixteen inner positions at a time, so that what is written stays close.
         for (block, out) in out.chunks_mut(LANE * panel).enumerate() {
             let depth = out.len() / panel;
+            if self.row_stride == 1 && depth == LANE && width == panel {
+                let source = &self.data[first * self.column_stride + block * LANE..];
+                if transpose::columns(source, self.column_stride, out) {
+                    continue;
+                }
+            }
             for column in 0..panel {
                 if column >= width {
                     (0..depth).for_each(|k| out[k * panel + column] = 0.0);

@@ -95,6 +95,9 @@ widest! {
     }
 }
 
+/// A part of a tensor's sums, and where their release goes.
+type Part<'a> = (&'a [i64], &'a mut [f32]);
+
 /// Sums and their noise, times `step`: tensors of these lengths, side by side in the noise. A sum without elements is zero.
 ///
 /// One pass: the noise is drawn for a chunk of coordinates, added and rounded to floats, and never lies in memory as a whole.
@@ -106,7 +109,7 @@ pub(super) fn release(
 ) -> Vec<Vec<f32>> {
     let mut outputs: Vec<Vec<f32>> = widths.iter().map(|&width| vec![0.0; width]).collect();
     // The parts of tensors in each chunk.
-    let mut chunks: Vec<Vec<(&[i64], &mut [f32])>> = vec![Vec::new()];
+    let mut chunks: Vec<Vec<Part<'_>>> = vec![Vec::new()];
     let mut room = CHUNK;
     for (mut sums, output) in sums.iter().copied().zip(&mut outputs) {
         let mut output = &mut output[..];
@@ -124,7 +127,7 @@ pub(super) fn release(
             (output, sums, room) = (rest, others, room - count);
         }
     }
-    let run = |(index, parts): (usize, Vec<(&[i64], &mut [f32])>)| {
+    let run = |(index, parts): (usize, Vec<Part<'_>>)| {
         let length = parts.iter().map(|(_, output)| output.len()).sum();
         let mut noisy = [0; CHUNK];
         let mut filled = 0;
