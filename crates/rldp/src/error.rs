@@ -76,9 +76,9 @@ pub enum RldpError {
         /// The number of adapters.
         expected: usize,
     },
-    /// The first update moved no adapter.
+    /// The first update moved no weight.
     #[error(
-        "after step {step} no adapter weight has moved (learning rate {learning_rate}): the run would spend privacy and learn nothing"
+        "after step {step} no trained weight has moved (learning rate {learning_rate}): the run would spend privacy and learn nothing"
     )]
     NothingMoved {
         /// The step.
@@ -86,7 +86,7 @@ pub enum RldpError {
         /// The learning rate used.
         learning_rate: f64,
     },
-    /// A released loss or an adapter weight is not a finite number.
+    /// A released loss or a trained weight is not a finite number.
     #[error("{what} is not a finite number after step {step}: {value}")]
     NotFinite {
         /// What is not finite.
@@ -107,14 +107,6 @@ pub enum RldpError {
     /// The folder to resume from holds no run.
     #[error("{path} holds no run to resume; start one there with --out")]
     NoRun {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// The folder holds a run of a kind that cannot be resumed.
-    #[error(
-        "{path} holds a full-parameter run, which has no checkpoints and cannot be resumed; what its ledger holds is spent"
-    )]
-    NotResumable {
         /// The folder.
         path: PathBuf,
     },

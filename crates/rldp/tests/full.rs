@@ -429,13 +429,16 @@ fn a_run_learns_and_its_ledger_adds_up() {
             for (before, after) in before.iter().zip(&after) {
                 assert_ne!(before, after, "{backend}: a tensor did not move");
             }
-            assert_eq!(summary.parameters, model.num_params());
-            assert!(!summary.private);
+            assert_eq!(summary.adapters[0].parameters, model.num_params());
+            assert_eq!(summary.seed, Some(5));
             assert!(summary.epsilon_upper <= 8.0 && summary.epsilon_upper > 7.0);
             let ledger = Ledger::read(folder.path().join(LEDGER_FILE)).unwrap();
             let again = ledger.epsilon_upper(1e-5).unwrap().overall;
             assert_eq!(again, summary.epsilon_upper);
-            let [before, after] = &summary.test;
+            let test: Vec<_> = summary.held_out("test").collect();
+            let [before, after] = test[..] else {
+                panic!("{} test losses", test.len())
+            };
             assert!(
                 after.loss < before.loss - 3.0 * before.noise,
                 "{backend}: {} to {}",

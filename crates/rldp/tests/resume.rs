@@ -14,7 +14,7 @@ use rldp::trainer::{
 };
 use rldp_accounting::ledger::{Event, Ledger};
 use rldp_lora::{LoraConfig, adapter_parameters, add_lora};
-use rldp_models::{Gpt2, Gpt2Config, LanguageModel};
+use rldp_models::{CausalLm, Gpt2, Gpt2Config, LanguageModel, SpecialTokens};
 
 fn device() -> Device {
     #[cfg(feature = "flex")]
@@ -40,6 +40,8 @@ fn units(count: u32, salt: u32) -> Vec<TokenUnit> {
 #[derive(Clone)]
 struct Case {
     config: TrainerConfig,
+    /// Everything is trained instead of adapters.
+    full: bool,
     seed: Option<u64>,
     /// Changes the weights of the base model.
     model: u64,
@@ -61,10 +63,18 @@ fn case(budget: BudgetKind, controller: ControllerKind, seed: Option<u64>) -> Ca
             lora_rank: 2,
             ..TrainerConfig::default()
         },
+        full: false,
         seed,
         model: 3,
         salt: 0,
         checkpoint_every: 1,
+    }
+}
+
+fn full_case(seed: Option<u64>) -> Case {
+    Case {
+        full: true,
+        ..case(BudgetKind::Fixed, ControllerKind::Constant, seed)
     }
 }
 
@@ -78,6 +88,7 @@ fn run(
     let mut model = Gpt2::random(&Gpt2Config::new(31, 12, 1, 8, 2), case.model, &device()).unwrap();
     let base_model_fingerprint = model_fingerprint(&model);
     let lora = LoraConfig::new(2, model.default_targets());
+    let full = case.full.then(|| CausalLm::from(model.clone()));
     // A private run's adapters begin anywhere: what counts is in the checkpoint.
     let seed = case.seed.unwrap_or_else(rand::random);
     add_lora(&mut model, &lora, seed).unwrap();
@@ -119,7 +130,16 @@ fn run(
         created: "then".into(),
         study: None,
     };
-    fine_tune(&mut model, data, controller.as_mut(), &setup, watcher)
+    match full {
+        None => fine_tune(&mut model, data, controller.as_mut(), &setup, watcher),
+        Some(model) => {
+            let (model, summary) = rldp::full::fine_tune(model, data, &setup, watcher)?;
+            setup.folder.write_folder("model", |folder| {
+                Ok(model.save(folder, &SpecialTokens::default())?)
+            })?;
+            Ok(summary)
+        }
+    }
 }
 
 /// Copies the run folder at every call: what a process killed at that moment leaves on the disk.
@@ -203,6 +223,7 @@ fn results(folder: &Path) -> Vec<(&'static str, Vec<u8>)> {
         "metrics.jsonl",
         "adapter/adapter_model.safetensors",
         "adapter/adapter_config.json",
+        "model/model.safetensors",
         "sac_policy.safetensors",
     ]
     .into_iter()
@@ -219,18 +240,14 @@ fn snapshots(case: &Case, folder: &Path) -> Snapshots {
     snapshots
 }
 
-fn seeded_runs_resume_bit_for_bit(
-    budget: BudgetKind,
-    controller: ControllerKind,
-    every: u64,
-    stride: usize,
-) {
+fn seeded_runs_resume_bit_for_bit(mut case: Case, every: u64, stride: usize) {
     let temporary = tempfile::tempdir().unwrap();
-    let mut case = case(budget, controller, Some(5));
+    case.seed = Some(5);
     case.checkpoint_every = every;
     let taken = snapshots(&case, temporary.path()).taken;
     assert!(taken > 20, "{taken} snapshots");
     let expected = results(&temporary.path().join("whole"));
+    assert!(expected.len() > 2, "nothing trained is compared");
     for index in (0..taken).step_by(stride) {
         let folder = temporary.path().join("snapshots").join(index.to_string());
         run(&case, &folder, true, &mut Released::default()).unwrap();
@@ -243,28 +260,31 @@ fn seeded_runs_resume_bit_for_bit(
 
 #[test]
 fn a_seeded_fixed_run_steered_by_the_agent_resumes_bit_for_bit() {
-    seeded_runs_resume_bit_for_bit(BudgetKind::Fixed, ControllerKind::Sac, 1, 1);
+    let case = case(BudgetKind::Fixed, ControllerKind::Sac, None);
+    seeded_runs_resume_bit_for_bit(case, 1, 1);
 }
 
 #[test]
 fn a_seeded_deck_run_with_rare_checkpoints_resumes_bit_for_bit() {
-    seeded_runs_resume_bit_for_bit(BudgetKind::Deck, ControllerKind::Random, 3, 4);
+    let case = case(BudgetKind::Deck, ControllerKind::Random, None);
+    seeded_runs_resume_bit_for_bit(case, 3, 4);
 }
 
 #[test]
 fn a_seeded_filter_run_resumes_bit_for_bit() {
-    seeded_runs_resume_bit_for_bit(BudgetKind::Filter, ControllerKind::Rule, 1, 4);
+    let case = case(BudgetKind::Filter, ControllerKind::Rule, None);
+    seeded_runs_resume_bit_for_bit(case, 1, 4);
+}
+
+#[test]
+fn a_seeded_full_run_resumes_bit_for_bit() {
+    seeded_runs_resume_bit_for_bit(full_case(None), 1, 1);
+    seeded_runs_resume_bit_for_bit(full_case(None), 3, 3);
 }
 
 /// In private runs: every release of both processes is in the ledger, which never claims more than was promised.
-fn private_runs_never_overspend(
-    budget: BudgetKind,
-    controller: ControllerKind,
-    every: u64,
-    stride: usize,
-) {
+fn private_runs_never_overspend(mut case: Case, every: u64, stride: usize) {
     let temporary = tempfile::tempdir().unwrap();
-    let mut case = case(budget, controller, None);
     case.checkpoint_every = every;
     let before = snapshots(&case, temporary.path());
     let mut lost = 0;
@@ -303,36 +323,49 @@ fn private_runs_never_overspend(
 
 #[test]
 fn a_private_fixed_run_never_overspends() {
-    private_runs_never_overspend(BudgetKind::Fixed, ControllerKind::Sac, 1, 2);
+    private_runs_never_overspend(case(BudgetKind::Fixed, ControllerKind::Sac, None), 1, 2);
 }
 
 #[test]
 fn a_private_deck_run_never_overspends() {
-    private_runs_never_overspend(BudgetKind::Deck, ControllerKind::Random, 3, 4);
+    private_runs_never_overspend(case(BudgetKind::Deck, ControllerKind::Random, None), 3, 4);
 }
 
 #[test]
 fn a_private_filter_run_never_overspends() {
-    private_runs_never_overspend(BudgetKind::Filter, ControllerKind::Rule, 1, 4);
+    private_runs_never_overspend(case(BudgetKind::Filter, ControllerKind::Rule, None), 1, 4);
+}
+
+#[test]
+fn a_private_full_run_never_overspends() {
+    private_runs_never_overspend(full_case(None), 1, 1);
+    private_runs_never_overspend(full_case(None), 3, 3);
 }
 
 /// Two resumptions of the same private checkpoint draw different noise.
 #[test]
 fn no_noise_is_drawn_twice() {
-    let temporary = tempfile::tempdir().unwrap();
-    let case = case(BudgetKind::Fixed, ControllerKind::Rule, None);
-    let snapshots = snapshots(&case, temporary.path());
-    let half = temporary
-        .path()
-        .join("snapshots")
-        .join((snapshots.taken / 2).to_string());
-    let adapters = ["one", "two"].map(|name| {
-        let folder = temporary.path().join(name);
-        copy(&half, &folder);
-        run(&case, &folder, true, &mut Released::default()).unwrap();
-        std::fs::read(folder.join("adapter/adapter_model.safetensors")).unwrap()
-    });
-    assert_ne!(adapters[0], adapters[1]);
+    for (case, trained) in [
+        (
+            case(BudgetKind::Fixed, ControllerKind::Rule, None),
+            "adapter/adapter_model.safetensors",
+        ),
+        (full_case(None), "model/model.safetensors"),
+    ] {
+        let temporary = tempfile::tempdir().unwrap();
+        let snapshots = snapshots(&case, temporary.path());
+        let half = temporary
+            .path()
+            .join("snapshots")
+            .join((snapshots.taken / 2).to_string());
+        let weights = ["one", "two"].map(|name| {
+            let folder = temporary.path().join(name);
+            copy(&half, &folder);
+            run(&case, &folder, true, &mut Released::default()).unwrap();
+            std::fs::read(folder.join(trained)).unwrap()
+        });
+        assert_ne!(weights[0], weights[1], "{trained}");
+    }
 }
 
 #[test]
@@ -416,6 +449,47 @@ fn a_run_is_resumed_with_its_own_settings_only() {
     let mut smaller = good;
     smaller.config.micro_batch = 1;
     run(&smaller, &folder, true, &mut Released::default()).unwrap();
+}
+
+#[test]
+fn a_full_run_is_resumed_with_its_own_settings_only() {
+    let temporary = tempfile::tempdir().unwrap();
+    let good = full_case(None);
+    let taken = snapshots(&good, temporary.path()).taken;
+    let folder = temporary
+        .path()
+        .join("snapshots")
+        .join((taken / 2).to_string());
+    type Change = fn(&mut Case);
+    let changes: [(&str, Change); 9] = [
+        ("epsilon", |c| c.config.epsilon = 9.0),
+        ("delta", |c| c.config.delta = Some(1e-2)),
+        ("steps", |c| c.config.steps = 8),
+        ("batch-size", |c| c.config.batch_size = 7.0),
+        ("clipping-norm", |c| c.config.clipping_norm = 1.0),
+        ("seed", |c| c.seed = Some(1)),
+        ("base_model_fingerprint", |c| c.model = 4),
+        ("token_fingerprint", |c| c.salt = 9),
+        ("trainable", |c| c.full = false),
+    ];
+    let ledger = std::fs::read(folder.join("ledger.jsonl")).unwrap();
+    for (named, change) in changes {
+        let mut changed = good.clone();
+        change(&mut changed);
+        let error = run(&changed, &folder, true, &mut Released::default()).unwrap_err();
+        assert!(matches!(error, RldpError::Changed { .. }), "{error}");
+        assert!(error.to_string().contains(named), "{named}: {error}");
+    }
+    assert_eq!(
+        std::fs::read(folder.join("ledger.jsonl")).unwrap(),
+        ledger,
+        "a refused resumption wrote into the ledger"
+    );
+    assert!(matches!(
+        run(&good, &folder, false, &mut Released::default()),
+        Err(RldpError::RunExists { .. })
+    ));
+    run(&good, &folder, true, &mut Released::default()).unwrap();
 }
 
 #[test]

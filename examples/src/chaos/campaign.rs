@@ -39,7 +39,9 @@ pub struct Plan {
 pub struct Figures {
     /// Runs brought to their end.
     pub runs: u64,
-    /// Of them, seeded ones, equal to the uninterrupted run byte for byte.
+    /// Of them, runs over all parameters.
+    pub full_runs: u64,
+    /// Seeded runs, equal to the uninterrupted run byte for byte.
     pub seeded_identical: u64,
     /// Processes killed while they worked.
     pub kills: u64,
@@ -67,13 +69,16 @@ pub struct Figures {
     pub seconds: f64,
 }
 
-const KINDS: [(Option<u64>, BudgetKind, ControllerKind); 6] = [
-    (Some(5), BudgetKind::Fixed, ControllerKind::Sac),
-    (None, BudgetKind::Fixed, ControllerKind::Sac),
-    (Some(6), BudgetKind::Deck, ControllerKind::Random),
-    (None, BudgetKind::Deck, ControllerKind::Random),
-    (Some(7), BudgetKind::Filter, ControllerKind::Rule),
-    (None, BudgetKind::Filter, ControllerKind::Rule),
+/// Seed, budget, controller, and whether all parameters are trained.
+const KINDS: [(Option<u64>, BudgetKind, ControllerKind, bool); 8] = [
+    (Some(5), BudgetKind::Fixed, ControllerKind::Sac, false),
+    (None, BudgetKind::Fixed, ControllerKind::Sac, false),
+    (Some(6), BudgetKind::Deck, ControllerKind::Random, false),
+    (None, BudgetKind::Deck, ControllerKind::Random, false),
+    (Some(7), BudgetKind::Filter, ControllerKind::Rule, false),
+    (None, BudgetKind::Filter, ControllerKind::Rule, false),
+    (Some(8), BudgetKind::Fixed, ControllerKind::Constant, true),
+    (None, BudgetKind::Fixed, ControllerKind::Constant, true),
 ];
 /// Size of the small disk once it is no longer full, in KiB.
 const ROOM: u64 = 65_536;
@@ -91,7 +96,7 @@ pub fn campaign(plan: &Plan) -> Result<Figures, ExampleError> {
     let mut number = 0;
     while figures.kills < plan.kills {
         let kind = number % KINDS.len();
-        let (seed, budget, controller) = KINDS[kind];
+        let (seed, budget, controller, full) = KINDS[kind];
         let home = temporary.path().join(number.to_string());
         number += 1;
         let work = |home: &Path, checkpoint_every| Work {
@@ -100,6 +105,7 @@ pub fn campaign(plan: &Plan) -> Result<Figures, ExampleError> {
             seed,
             budget,
             controller,
+            full,
             checkpoint_every,
         };
         let (uninterrupted, time, lines) = match &baselines[kind] {
@@ -133,6 +139,7 @@ pub fn campaign(plan: &Plan) -> Result<Figures, ExampleError> {
             .torment()
             .map_err(|error| ExampleError::Other(format!("run {number} ({work:?}): {error}")))?;
         figures.runs += 1;
+        figures.full_runs += u64::from(full);
         eprintln!(
             "{} runs, {} kills, {} write failures, {:.0} s",
             figures.runs,
@@ -282,10 +289,17 @@ impl Victim<'_> {
         {
             return Err(unexpected(ended));
         }
-        let file = ["ledger", "metrics", "checkpoints", "adapter", "policy"]
-            .into_iter()
-            .find(|name| line.contains(name))
-            .unwrap_or("another file");
+        let file = [
+            "ledger",
+            "metrics",
+            "checkpoints",
+            "adapter",
+            "model",
+            "policy",
+        ]
+        .into_iter()
+        .find(|name| line.contains(name))
+        .unwrap_or("another file");
         *self
             .figures
             .failed_writes
@@ -313,8 +327,8 @@ fn finished(ended: &Ended) -> Result<(), ExampleError> {
 /// Prints the figures.
 pub fn tell(figures: &Figures) {
     println!(
-        "{} runs brought to their end in {:.0} s",
-        figures.runs, figures.seconds
+        "{} runs brought to their end in {:.0} s, {} of them over all parameters",
+        figures.runs, figures.seconds, figures.full_runs
     );
     println!(
         "  kills                     {} ({} before the ledger began, {} between an event and its use)",

@@ -9,6 +9,7 @@ use rldp_accounting::{AccountingError, Segment};
 
 use super::worker::{DELTA, EPSILON, STEPS};
 use crate::error::ExampleError;
+use crate::finetune::run::MODEL_FOLDER;
 
 fn broken(text: String) -> ExampleError {
     ExampleError::Other(text)
@@ -134,6 +135,7 @@ fn results(folder: &Path) -> Vec<(String, Option<Vec<u8>>)> {
         METRICS_FILE.to_owned(),
         format!("{ADAPTER_FOLDER}/adapter_model.safetensors"),
         format!("{ADAPTER_FOLDER}/adapter_config.json"),
+        format!("{MODEL_FOLDER}/model.safetensors"),
         "sac_policy.safetensors".to_owned(),
     ]
     .into_iter()

@@ -57,6 +57,9 @@ fn command(work: &Work, limit: Option<u64>) -> Result<Command, ExampleError> {
     ] {
         command.arg(flag).arg(value);
     }
+    if work.full {
+        command.arg("--full");
+    }
     if let Some(seed) = work.seed {
         command.arg("--seed").arg(seed.to_string());
     }

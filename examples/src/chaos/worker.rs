@@ -14,10 +14,11 @@ use rldp::trainer::{
 };
 use rldp_accounting::ledger::Event;
 use rldp_lora::{LoraConfig, adapter_parameters, add_lora};
-use rldp_models::{Gpt2, Gpt2Config, LanguageModel as _};
+use rldp_models::{CausalLm, Gpt2, Gpt2Config, LanguageModel as _, SpecialTokens};
 
 use crate::device::{NAMES, device};
 use crate::error::ExampleError;
+use crate::finetune::run::MODEL_FOLDER;
 
 /// The target of the runs.
 pub const EPSILON: f64 = 8.0;
@@ -48,6 +49,9 @@ pub struct Work {
     /// Controller
     #[arg(long)]
     pub controller: ControllerKind,
+    /// Train all parameters; budget and controller are not used then
+    #[arg(long)]
+    pub full: bool,
     /// Steps between checkpoints
     #[arg(long)]
     pub checkpoint_every: u64,
@@ -62,6 +66,7 @@ pub fn work(work: &Work) -> Result<(), ExampleError> {
     let mut model = Gpt2::random(&Gpt2Config::new(31, 12, 1, 8, 2), 3, &device)?;
     let base_model_fingerprint = model_fingerprint(&model);
     let lora = LoraConfig::new(2, model.default_targets());
+    let whole = work.full.then(|| CausalLm::from(model.clone()));
     let seed = work.seed.unwrap_or_else(rand::random);
     add_lora(&mut model, &lora, seed)?;
     let dimensions: Vec<usize> = adapter_parameters(&model)
@@ -111,7 +116,17 @@ pub fn work(work: &Work) -> Result<(), ExampleError> {
         study: None,
     };
     let mut witness = Witness::open(&work.witness)?;
-    fine_tune(&mut model, data, controller.as_mut(), &setup, &mut witness)?;
+    match whole {
+        None => {
+            fine_tune(&mut model, data, controller.as_mut(), &setup, &mut witness)?;
+        }
+        Some(model) => {
+            let (model, _) = rldp::full::fine_tune(model, data, &setup, &mut witness)?;
+            setup.folder.write_folder(MODEL_FOLDER, |folder| {
+                Ok(model.save(folder, &SpecialTokens::default())?)
+            })?;
+        }
+    }
     Ok(())
 }
 

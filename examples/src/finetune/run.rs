@@ -18,7 +18,10 @@ use rldp::trainer::{
     token_fingerprint,
 };
 use rldp_lora::{LoraConfig, adapter_parameters, add_lora};
-use rldp_models::{CausalLm, GenerationOptions, LanguageModel, LoadedModel, generate, hub};
+use rldp_models::{
+    CausalLm, GenerationOptions, LanguageModel, LoadedModel, SpecialTokens, Tokenizer, generate,
+    hub,
+};
 
 use super::canaries;
 use super::clock;
@@ -136,7 +139,7 @@ pub fn run(settings: &Settings) -> Result<(), ExampleError> {
         let lora = LoraConfig::new(1, [""]);
         let fingerprint = model_fingerprint(&loaded.model);
         let setup = run_setup(settings, config, lora, fingerprint, &device, folder);
-        return train_everything(loaded, data, &setup, &mut progress);
+        return train_everything(loaded, data, &setup, &source.name, &mut progress);
     }
 
     let before = sample(&loaded, &loaded.model, &device)?;
@@ -229,50 +232,56 @@ fn train_everything(
     loaded: LoadedModel,
     data: TrainingData,
     setup: &RunSetup,
+    name: &str,
     progress: &mut Progress,
 ) -> Result<(), ExampleError> {
+    let before = sample(&loaded, &loaded.model, &setup.device)?;
     let begun = Instant::now();
     // Nothing else may hold the weights, or the optimizer would have to copy them.
     let LoadedModel {
         model,
         special_tokens,
+        tokenizer,
         folder: source,
         ..
     } = loaded;
     let (model, summary) = rldp::full::fine_tune(model, data, setup, progress)?;
     let seconds = begun.elapsed().as_secs_f64();
-    let folder = setup.folder.join(MODEL_FOLDER);
-    model.save(&folder, &special_tokens)?;
-    for name in [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-    ] {
-        let to = folder.join(name);
-        let (from, file) = (source.join(name), ExampleError::file(&to));
-        if from.exists() {
-            std::fs::copy(from, &to).map_err(file)?;
-        } else if name == "tokenizer.json" && source == Path::new(embedded::BASE_MODEL_NAME) {
-            std::fs::write(&to, embedded::BASE_MODEL_TOKENIZER).map_err(file)?;
+    setup.folder.write_folder(MODEL_FOLDER, |folder| {
+        model.save(folder, &special_tokens)?;
+        for name in [
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+        ] {
+            let to = folder.join(name);
+            let from = source.join(name);
+            if from.exists() {
+                std::fs::copy(from, &to)
+                    .map(|_| ())
+                    .map_err(rldp::RldpError::file(&to))?;
+            } else if name == "tokenizer.json" && source == Path::new(embedded::BASE_MODEL_NAME) {
+                std::fs::write(&to, embedded::BASE_MODEL_TOKENIZER)
+                    .map_err(rldp::RldpError::file(&to))?;
+            }
         }
-    }
-    let [before, after] = summary.test.map(|loss| loss.perplexity());
-    println!("test perplexity (released): {before:.2} before, {after:.2} after");
-    println!(
-        "{} parameters trained in {seconds:.0} s",
-        summary.parameters
-    );
-    let guarantee = format!(
-        "The model and every figure are ({:.4}, {:.2e})-differentially private for adding or removing one privacy unit.",
-        summary.epsilon_upper, summary.delta
-    );
-    write_manifest(setup, &guarantee)?;
-    if summary.private {
-        println!("{guarantee}");
-    } else {
-        println!("NOT PRIVATE: this run's randomness came from a seed.");
-    }
-    println!("model: {}", folder.display());
+        Ok(())
+    })?;
+    let after = match &tokenizer {
+        Some(tokenizer) => text(tokenizer, &special_tokens, &model, &setup.device)?,
+        None => String::new(),
+    };
+    let samples = Sample {
+        prompt: String::new(),
+        before,
+        after,
+    };
+    write_report(&summary, setup, name, samples)?;
+    write_manifest(setup, &summary.guarantee().sentence())?;
+    let parameters: usize = summary.adapters.iter().map(|part| part.parameters).sum();
+    println!("{parameters} parameters trained");
+    tell(&summary, setup.folder.path(), seconds);
+    println!("model: {}", setup.folder.join(MODEL_FOLDER).display());
     Ok(())
 }
 
@@ -397,21 +406,30 @@ fn write_settings(settings: &Settings, folder: &RunFolder) -> Result<(), Example
 
 /// A text the model writes from nothing: of the fine-tuned one, post-processing of its adapter.
 fn sample(loaded: &LoadedModel, model: &CausalLm, device: &Device) -> Result<String, ExampleError> {
-    let Some(bos) = loaded.special_tokens.bos else {
+    text(loaded.tokenizer()?, &loaded.special_tokens, model, device)
+}
+
+fn text(
+    tokenizer: &Tokenizer,
+    special_tokens: &SpecialTokens,
+    model: &CausalLm,
+    device: &Device,
+) -> Result<String, ExampleError> {
+    let Some(bos) = special_tokens.bos else {
         return Ok(String::new());
     };
     let options = GenerationOptions {
         max_new_tokens: SAMPLE_TOKENS,
         temperature: 0.8,
         top_p: 0.95,
-        stop_tokens: loaded.special_tokens.eos.clone(),
+        stop_tokens: special_tokens.eos.clone(),
         ..GenerationOptions::default()
     };
     let mut random = ChaCha20Rng::seed_from_u64(1);
     let tokens = generate(model, &[bos], &options, device, &mut random, |_| {
         ControlFlow::Continue(())
     })?;
-    Ok(loaded.tokenizer()?.decode(&tokens)?)
+    Ok(tokenizer.decode(&tokens)?)
 }
 
 fn write_report(

@@ -1,200 +1,87 @@
-//! A whole private run over all parameters: fixed noise, flat clipping, no controller.
+//! A whole private run over all parameters: fixed noise, flat clipping, no controller to learn.
+
+use std::path::Path;
 
 use burn::tensor::Device;
-use rldp_accounting::ledger::{Event, Header, LEDGER_VERSION, Ledger, LedgerWriter};
-use rldp_accounting::{Adjacency, PrivacyTarget, Segment};
+use rldp_accounting::Segment;
+use rldp_accounting::ledger::LedgerWriter;
+use rldp_lora::{HostTensor, LoraConfig, TensorFile};
 use rldp_models::FullParameters;
 use rldp_optim::{
     Accumulator, Beta1, DpOptimizer, Grouping, ParameterGroups, PerExampleGradients, Private,
-    Random, RowMap, SecureRandom, SeededRandom, SteeredAdam, StepPlan, StepRelease,
+    Random, RowMap, SteeredAdam, StepPlan, StepRelease,
 };
 use serde_json::json;
 
+use super::checkpoint;
 use super::gradients::{apply, parameter_groups, per_example_gradients};
-use crate::budget::{Budget, BudgetKind};
+use crate::budget::BudgetKind;
+use crate::controller::{ConstantController, ControllerKind, Decision, PostProcessing};
 use crate::error::RldpError;
 use crate::trainer::{
-    HeldOut, HeldOutRecord, LEDGER_FILE, METRICS_FILE, MetricsWriter, Record, RunSetup, StepRecord,
-    TokenUnit, TrainerConfig, TrainingData, Watcher, micro_batches,
+    LEDGER_FILE, METRICS_FILE, RunSetup, RunSummary, Task, TokenUnit, Trained, TrainerConfig,
+    TrainingData, Watcher, carry_out, micro_batches, restore_optimizer, save_optimizer,
+    squared_norm,
 };
 
 /// The first-moment decay of Adam.
 const BETA_1: f64 = 0.9;
 /// Added to the root of Adam's second moment: far below the noise of any released gradient.
 const ADAM_EPSILON: f64 = 1e-12;
+/// The name of all parameters together.
+const ALL: &str = "all parameters";
 
-/// What a full-parameter run released.
-#[derive(Debug, Clone)]
-pub struct FullSummary {
-    /// Upper bound on epsilon, recomputed from the ledger.
-    pub epsilon_upper: f64,
-    /// Delta.
-    pub delta: f64,
-    /// How many numbers were trained.
-    pub parameters: usize,
-    /// The test part's released losses, before and after.
-    pub test: [HeldOutRecord; 2],
-    /// Whether the noise was cryptographic; a seeded run is not private.
-    pub private: bool,
-}
-
-/// Fine-tunes all parameters of `model` on the training part and writes ledger and metrics into the run folder. Gives the
-/// trained model back.
+/// Fine-tunes all parameters of `model` on the training part and writes ledger, metrics and checkpoints into the run folder.
+/// Gives the trained model back.
 ///
 /// One clipping norm over everything (`config.clipping_norm`), the same noise at every step, the scheduled learning rate.
-/// What `config` and `setup` say about adapters and controllers is not used, nor is the validation part.
+/// What `config` and `setup` say about adapters, controllers, budgets and post-processing is not used, nor is the validation
+/// part. An interrupted run goes on as [`crate::trainer::fine_tune`]'s does: with the same bookkeeping, and the same checkpoints.
 ///
 /// # Guarantee
 /// Without a seed, the model given back, everything written and everything told to `watcher` is (`config.epsilon`,
-/// delta)-DP for adding or removing one unit: the steps are those of [`FullStep`], the test losses a [`HeldOut`] part's.
+/// delta)-DP for adding or removing one unit, however often the run is interrupted and resumed: the steps are those of
+/// [`FullStep`], the test losses a [`HeldOut`](crate::trainer::HeldOut) part's.
 ///
 /// # Errors
-/// See [`RldpError`]. What was spent before an error is in the ledger. There are no checkpoints: an interrupted run of this
-/// kind is not resumed, and what it spent is spent.
+/// See [`RldpError`]. What was spent before an error is in the ledger. A folder that holds a run which is not to be
+/// resumed, or one that was started with other settings, data or model, is refused.
 pub fn fine_tune<M: FullParameters>(
     model: M,
     data: TrainingData,
     setup: &RunSetup,
     watcher: &mut dyn Watcher,
-) -> Result<(M, FullSummary), RldpError> {
-    let config = &setup.config;
-    config.validate()?;
-    if setup.folder.holds_run()? {
-        let path = setup.folder.path().to_owned();
-        return Err(if setup.resume {
-            RldpError::NotResumable { path }
-        } else {
-            RldpError::RunExists { path }
-        });
-    }
-    setup.folder.clear_unbegun()?;
-    for (part, units) in [("training", &data.training), ("test", &data.test)] {
-        if units.is_empty() {
-            return Err(RldpError::EmptyPart {
-                part,
-                units: data.units,
-            });
-        }
-    }
-    let delta = config.delta_for(data.units);
-    let target = PrivacyTarget::new(config.epsilon, delta)?;
-    let mut random: Box<dyn Random> = match setup.seed {
-        None => Box::new(SecureRandom::new()?),
-        Some(seed) => Box::new(SeededRandom::new(seed)),
+) -> Result<(M, RunSummary), RldpError> {
+    setup.config.validate()?;
+    data.check::<M, FullStep>()?;
+    let config = TrainerConfig {
+        controller: ControllerKind::Constant,
+        budget: BudgetKind::Fixed,
+        deck_ratios: Vec::new(),
+        decisions: 1,
+        interval: None,
+        clip_count_share: 0.0,
+        training_loss_share: 0.0,
+        post_processing: PostProcessing::default(),
+        ..setup.config.clone()
     };
-    let population = data.training_population;
-    let mut step = FullStep::new(&model, data.training, population, config, &setup.device)?;
-    watcher.phase("calibrating the noise to the budget");
-    let rate = config.batch_size / population as f64;
-    let mut budget = Budget::calibrate(BudgetKind::Fixed, &target, rate, config.steps)?;
-    let header = Header {
-        version: LEDGER_VERSION,
-        created: setup.created.clone(),
-        unit: data.unit.clone(),
-        adjacency: Adjacency::AddRemove,
-        target,
-        private: setup.seed.is_none(),
-        budget: budget.record(),
-        parameters: json!({
-            "units": data.units,
-            "training_population": population,
-            "batch_size": config.batch_size,
-            "fingerprint": data.fingerprint,
-            "trainable": "full",
-            "base_model": setup.base_model,
-            "base_model_fingerprint": setup.base_model_fingerprint,
-        }),
-    };
-    let mut ledger = LedgerWriter::create(setup.folder.join(LEDGER_FILE), &header)?;
-    if let Some(seed) = setup.seed {
-        ledger.append(&Event::Note {
-            text: format!("NOT private: all randomness comes from the seed {seed}"),
-        })?;
-    }
-    let mut metrics = MetricsWriter::create(&setup.folder.join(METRICS_FILE))?;
-    let mut record = |record: Record, watcher: &mut dyn Watcher| {
-        watcher.record(&record);
-        metrics.append(&record)
-    };
-    let mut part = HeldOut::new(
-        "test",
-        data.test,
-        &target,
-        2,
-        config.loss_bound,
-        &mut ledger,
-        random.as_mut(),
+    let model = checkpoint::numbered(model.valid().freeze());
+    let mut data = data;
+    let step = FullStep::new(
+        &model,
+        std::mem::take(&mut data.training),
+        data.training_population,
+        &config,
+        &setup.device,
     )?;
-    let mut test_loss =
-        |model: &M, taken: u64, ledger: &mut LedgerWriter, random: &mut dyn Random| {
-            let released =
-                part.release_loss(model, config.micro_batch, &setup.device, ledger, random)?;
-            let loss = *released.loss.value();
-            if !loss.is_finite() {
-                return Err(RldpError::NotFinite {
-                    what: "a held-out loss",
-                    step: taken,
-                    value: loss,
-                });
-            }
-            Ok(HeldOutRecord {
-                step: taken,
-                part: "test".to_owned(),
-                loss,
-                noise: released.noise,
-            })
-        };
-
-    let mut model = model.valid().freeze();
-    watcher.phase("releasing the loss before training");
-    let before = test_loss(&model, 0, &mut ledger, random.as_mut())?;
-    record(Record::HeldOut(before.clone()), watcher)?;
-    watcher.begin(config.steps);
-    let mut taken = 0;
-    while let Some(segment) = budget.play(1.0)? {
-        let plan = step.plan(&segment)?;
-        let learning_rate = config.scheduled_learning_rate(taken);
-        let (moved, release) = step.take(
-            taken + 1,
-            model,
-            &plan,
-            learning_rate,
-            &mut ledger,
-            random.as_mut(),
-        )?;
-        model = moved;
-        taken += 1;
-        let line = Record::Step(StepRecord {
-            step: taken,
-            noise_multiplier: plan.noise_multiplier(),
-            group_noise_multipliers: plan.group_noise_multipliers().to_vec(),
-            clipping_norms: plan.clipping_norms().to_vec(),
-            clipped_fractions: release.clipped_fractions.map(|fractions| {
-                fractions
-                    .values
-                    .iter()
-                    .map(|value| *value.value())
-                    .collect()
-            }),
-            training_loss: release.mean_loss.map(|loss| *loss.value.value()),
-            learning_rate,
-            beta_1: BETA_1,
-            epsilon_spent: budget.epsilon_played(delta)?,
-        });
-        record(line, watcher)?;
-    }
-    let after = test_loss(&model, taken, &mut ledger, random.as_mut())?;
-    record(Record::HeldOut(after.clone()), watcher)?;
-    watcher.end();
-    drop(ledger);
-    let epsilon = Ledger::read(setup.folder.join(LEDGER_FILE))?.epsilon_upper(delta)?;
-    let summary = FullSummary {
-        epsilon_upper: epsilon.overall,
-        delta,
-        parameters: model.num_params(),
-        test: [before, after],
-        private: setup.seed.is_none(),
+    let mut controller = ConstantController::flat(config.clipping_norm)?;
+    let task = Task {
+        config: &config,
+        kind: ("trainable", json!("full")),
     };
+    let (model, run) = carry_out(model, step, data, task, &mut controller, setup, watcher)?;
+    watcher.end();
+    let summary = run.summary(vec![LEDGER_FILE.to_owned(), METRICS_FILE.to_owned()])?;
     Ok((model, summary))
 }
 
@@ -206,6 +93,7 @@ pub struct FullStep {
     clipping_norm: f64,
     groups: ParameterGroups,
     optimizer: DpOptimizer,
+    beta_1: Beta1,
     device: Device,
 }
 
@@ -231,7 +119,8 @@ impl FullStep {
             });
         }
         let groups = parameter_groups(model, &Grouping::Flat)?;
-        let adam = SteeredAdam::new(Beta1::new(BETA_1), config.beta_2, ADAM_EPSILON);
+        let beta_1 = Beta1::new(BETA_1);
+        let adam = SteeredAdam::new(beta_1.clone(), config.beta_2, ADAM_EPSILON);
         Ok(Self {
             units,
             population,
@@ -239,6 +128,7 @@ impl FullStep {
             clipping_norm: config.clipping_norm,
             optimizer: DpOptimizer::new(adam, groups.clone()),
             groups,
+            beta_1,
             device: device.clone(),
         })
     }
@@ -274,6 +164,46 @@ impl FullStep {
         ledger: &mut LedgerWriter,
         random: &mut dyn Random,
     ) -> Result<(M, StepRelease), RldpError> {
+        let release = self.release(number, &model, plan, ledger, random)?;
+        let model = self.apply(model, &release, learning_rate, BETA_1)?;
+        Ok((model, release))
+    }
+}
+
+impl<M: FullParameters> Trained<M> for FullStep {
+    const STEERED: bool = false;
+    const RESULT: &'static str = "the model";
+
+    fn parts(&self) -> Vec<(String, usize)> {
+        let slots = self.groups.iter().flat_map(|(_, slots)| slots);
+        let numbers = slots.map(|slot| slot.shape.iter().product::<usize>()).sum();
+        vec![(ALL.to_owned(), numbers)]
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn plan(&self, segment: &Segment, decision: &Decision) -> Result<StepPlan, RldpError> {
+        Ok(StepPlan::new(
+            segment.sampling_rate(),
+            self.population,
+            segment.noise_multiplier(),
+            &decision.clipping_norms,
+        )?)
+    }
+
+    /// Nothing is done to what was released.
+    fn set_post_processing(&mut self, _post_processing: PostProcessing) {}
+
+    fn release(
+        &mut self,
+        number: u64,
+        model: &M,
+        plan: &StepPlan,
+        ledger: &mut LedgerWriter,
+        random: &mut dyn Random,
+    ) -> Result<StepRelease, RldpError> {
         // With the plan's own rate: what is sampled is what is accounted.
         let sampled: Vec<&TokenUnit> = plan
             .sampler_over(self.units.len())?
@@ -283,15 +213,53 @@ impl FullStep {
             .collect();
         let mut accumulator = Accumulator::begin(plan, &self.groups.layout())?;
         for batch in micro_batches(&sampled, self.micro_batch, &self.device)? {
-            let (gradients, losses) = per_example_gradients(&model, &batch.batch, &self.groups)?;
+            let (gradients, losses) = per_example_gradients(model, &batch.batch, &self.groups)?;
             let units: Vec<Option<usize>> = batch.unit_of_row.iter().copied().map(Some).collect();
             let rows = RowMap::summed(&units, &batch.weight_of_row)?;
             let losses = plan.loss_noise_multiplier().map(|_| Private::new(losses));
             accumulator.add(&PerExampleGradients::new(gradients, rows)?, losses)?;
         }
         ledger.append(&plan.event(number))?;
-        let release = accumulator.release(random, &self.device)?;
-        let model = apply(&mut self.optimizer, learning_rate, model, &release)?;
-        Ok((model, release))
+        Ok(accumulator.release(random, &self.device)?)
+    }
+
+    fn apply(
+        &mut self,
+        model: M,
+        release: &StepRelease,
+        learning_rate: f64,
+        beta_1: f64,
+    ) -> Result<M, RldpError> {
+        self.beta_1.set(beta_1);
+        apply(&mut self.optimizer, learning_rate, model, release)
+    }
+
+    fn averaged(&self, _model: &M) -> Result<Option<M>, RldpError> {
+        Ok(None)
+    }
+
+    fn squared_norms(&self, model: &M) -> Vec<f64> {
+        vec![squared_norm(model)]
+    }
+
+    fn tensors(&self, model: &M) -> Result<Vec<HostTensor>, RldpError> {
+        checkpoint::tensors(model)
+    }
+
+    fn with_tensors(
+        &self,
+        model: M,
+        file: &TensorFile,
+        _lora: &LoraConfig,
+    ) -> Result<M, RldpError> {
+        checkpoint::with_tensors(model, file, &self.device)
+    }
+
+    fn save_state(&self, folder: &Path) -> Result<(), RldpError> {
+        save_optimizer(&self.optimizer, folder)
+    }
+
+    fn restore_state(&mut self, folder: &Path) -> Result<(), RldpError> {
+        restore_optimizer(&mut self.optimizer, folder)
     }
 }

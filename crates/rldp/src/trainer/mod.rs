@@ -18,6 +18,7 @@ mod resume;
 mod run;
 mod step;
 mod summary;
+mod trained;
 
 pub use checkpoint::{CHECKPOINT_FOLDER, CHECKPOINT_VERSION};
 pub use config::TrainerConfig;
@@ -37,5 +38,7 @@ pub use run::{
     ADAPTER_FOLDER, LEDGER_FILE, METRICS_FILE, PUBLIC_VALIDATION, RunSetup, STUDY, Study,
     TrainingData, fine_tune,
 };
+pub(crate) use run::{Task, carry_out};
 pub use step::{PrivateStep, per_unit_gradients};
 pub use summary::{AdapterSummary, RunSummary};
+pub(crate) use trained::{Trained, restore_optimizer, save_optimizer, squared_norm};

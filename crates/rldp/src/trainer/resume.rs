@@ -4,20 +4,17 @@ use std::path::Path;
 
 use rldp_accounting::Segment;
 use rldp_accounting::ledger::{Event, Header};
-use rldp_lora::{HostTensor, LoraAdapter, LoraConfig, TensorFile, write_tensors};
-use rldp_models::LanguageModel;
+use rldp_lora::{LoraConfig, TensorFile, write_tensors};
 use serde::{Deserialize, Serialize};
 
 use super::interval::IntervalStatistics;
-use super::step::PrivateStep;
+use super::trained::Trained;
 use crate::controller::{Controller, Decision};
 use crate::error::RldpError;
 use crate::report::SelfAudit;
 
-/// Adapters and running statistics in a checkpoint.
+/// Trained parameters and running statistics in a checkpoint.
 const TENSOR_FILE: &str = "tensors.safetensors";
-/// The inner optimizer in a checkpoint.
-const OPTIMIZER_FILE: &str = "optimizer.bpk";
 
 /// What a run does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,77 +120,37 @@ pub(super) fn run_fingerprint(header: &Header) -> Result<String, RldpError> {
 }
 
 /// Writes the large things of a checkpoint into its folder, and gives the controller's small ones.
-pub(super) fn save<M: LanguageModel>(
+pub(super) fn save<M, S: Trained<M>>(
     folder: &Path,
     model: &M,
-    step: &PrivateStep,
+    step: &S,
     statistics: &IntervalStatistics,
     controller: &dyn Controller,
 ) -> Result<serde_json::Value, RldpError> {
     let mut tensors = statistics.save_last()?;
-    let mut failed = None;
-    model.visit_linears(&mut |name, layer| {
-        if let Some(adapter) = &layer.adapter {
-            let [a, b] = factor_names(name);
-            for (name, value) in [(a, adapter.a.val()), (b, adapter.b.val())] {
-                match HostTensor::from_tensor(&name, value) {
-                    Ok(tensor) => tensors.push(tensor),
-                    Err(error) => failed = Some(error),
-                }
-            }
-        }
-    });
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
+    tensors.extend(step.tensors(model)?);
     write_tensors(&folder.join(TENSOR_FILE), &tensors)?;
-    step.save_optimizer(&folder.join(OPTIMIZER_FILE))?;
-    step.save_post_processing(folder)?;
+    drop(tensors);
+    step.save_state(folder)?;
     controller.save_state(folder)
 }
 
 /// Takes the large things of a checkpoint from its folder.
-pub(super) fn restore<M: LanguageModel>(
+pub(super) fn restore<M, S: Trained<M>>(
     folder: &Path,
     state: &State,
     lora: &LoraConfig,
-    model: &mut M,
-    step: &mut PrivateStep,
+    model: M,
+    step: &mut S,
     controller: &mut dyn Controller,
-) -> Result<IntervalStatistics, RldpError> {
+) -> Result<(M, IntervalStatistics), RldpError> {
     let file = TensorFile::open(&folder.join(TENSOR_FILE))?;
-    let device = step.device().clone();
-    let mut failed = None;
-    model.visit_linears_mut(&mut |name, layer| {
-        if let Some(adapter) = &mut layer.adapter {
-            let reference = adapter.reference();
-            let [a, b] = factor_names(name);
-            let read = |name: &str, [rows, columns]: [usize; 2]| {
-                let tensor = file.read_shaped(name, &[1, rows, columns])?;
-                Ok(tensor.into_tensor::<3>(&device))
-            };
-            let factors =
-                read(&a, reference.a_shape).and_then(|a| Ok((a, read(&b, reference.b_shape)?)));
-            match factors {
-                Ok((a, b)) => *adapter = LoraAdapter::from_factors(&reference.name, a, b, lora),
-                Err(error) => failed = Some(error),
-            }
-        }
-    });
-    if let Some(error) = failed {
-        let error: rldp_lora::LoraError = error;
-        return Err(error.into());
-    }
-    step.restore_optimizer(&folder.join(OPTIMIZER_FILE))?;
-    step.restore_post_processing(folder)?;
+    let model = step.with_tensors(model, &file, lora)?;
+    step.restore_state(folder)?;
     controller.restore_state(&state.controller, folder)?;
     let mut statistics = state.statistics.clone();
-    statistics.restore_last(&file, &device)?;
-    Ok(statistics)
-}
-
-fn factor_names(layer: &str) -> [String; 2] {
-    ["a", "b"].map(|factor| format!("adapter.{layer}.{factor}"))
+    statistics.restore_last(&file, step.device())?;
+    Ok((model, statistics))
 }
 
 /// The steps of a ledger's events, one by one.

@@ -1,11 +1,10 @@
 //! A whole private fine-tuning run, from its start or from where an interrupted one stopped.
 
-use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
 use rldp_accounting::ledger::{BudgetRecord, Event, Header, LEDGER_VERSION, Ledger, LedgerWriter};
 use rldp_accounting::{Adjacency, PrivacyTarget, Segment};
+use rldp_lora::LoraConfig;
 use rldp_lora::peft::save_adapter;
-use rldp_lora::{LoraConfig, adapters};
 use rldp_models::LanguageModel;
 use rldp_optim::{Random, SecureRandom, SeededRandom, StepRelease};
 use serde_json::json;
@@ -21,6 +20,7 @@ use super::records::{DecisionRecord, HeldOutRecord, MetricsWriter, Record, StepR
 use super::resume::{self, Lost, Progress, Stage, State};
 use super::step::PrivateStep;
 use super::summary::{AdapterSummary, RunSummary};
+use super::trained::Trained;
 use crate::budget::{Budget, Registered};
 use crate::controller::{
     AdapterView, Controller, Decision, Observation, Outcome, StepView, Visible, WarmUpRule,
@@ -48,6 +48,25 @@ pub struct TrainingData {
     pub fingerprint: String,
     /// Keyed fingerprint of the three parts: see [`token_fingerprint`](super::token_fingerprint).
     pub token_fingerprint: String,
+}
+
+impl TrainingData {
+    /// Refuses an empty part, but for the validation part of a run that does not ask it.
+    pub(crate) fn check<M, S: Trained<M>>(&self) -> Result<(), RldpError> {
+        for (part, units, needed) in [
+            ("training", &self.training, true),
+            (VALIDATION, &self.validation, S::STEERED),
+            (TEST, &self.test, true),
+        ] {
+            if needed && units.is_empty() {
+                return Err(RldpError::EmptyPart {
+                    part,
+                    units: self.units,
+                });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where and how a run takes place, beside its settings.
@@ -120,14 +139,23 @@ pub fn fine_tune<M: LanguageModel>(
     watcher: &mut dyn Watcher,
 ) -> Result<RunSummary, RldpError> {
     setup.config.validate()?;
-    if setup.study.is_some() && setup.seed.is_none() {
-        return Err(RldpError::StudyWithoutSeed);
-    }
-    let mut run = Run::prepare(model, data, controller, setup, watcher)?;
-    run.train(model, controller, watcher)?;
-    if let Some(averaged) = run.step.averaged(model)? {
-        *model = averaged;
-    }
+    data.check::<M, PrivateStep>()?;
+    let mut data = data;
+    let step = PrivateStep::new(
+        model,
+        std::mem::take(&mut data.training),
+        data.training_population,
+        &setup.config,
+        &setup.device,
+    )?;
+    let what = json!(setup.lora);
+    let task = Task {
+        config: &setup.config,
+        kind: ("lora", what),
+    };
+    // Base weights are shared, not copied.
+    let (trained, run) = carry_out(model.clone(), step, data, task, controller, setup, watcher)?;
+    *model = trained;
     setup.folder.write_folder(ADAPTER_FOLDER, |folder| {
         Ok(save_adapter(
             model,
@@ -144,6 +172,39 @@ pub fn fine_tune<M: LanguageModel>(
     files.extend(controller.save(setup.folder.path())?);
     watcher.end();
     run.summary(files)
+}
+
+/// What a run does, beside its setup.
+pub(crate) struct Task<'a> {
+    /// The settings in force.
+    pub config: &'a TrainerConfig,
+    /// What of the header's parameters says which parameters are trained: its name and its value.
+    pub kind: (&'static str, serde_json::Value),
+}
+
+/// Trains from the start or from where an interrupted run stopped, whatever `step` moves, and gives the trained model.
+///
+/// # Guarantee
+/// That of [`fine_tune`].
+///
+/// # Errors
+/// Those of [`fine_tune`].
+pub(crate) fn carry_out<'a, M: LanguageModel, S: Trained<M>>(
+    model: M,
+    step: S,
+    data: TrainingData,
+    task: Task<'a>,
+    controller: &mut dyn Controller,
+    setup: &'a RunSetup,
+    watcher: &mut dyn Watcher,
+) -> Result<(M, Run<'a, S>), RldpError> {
+    if setup.study.is_some() && setup.seed.is_none() {
+        return Err(RldpError::StudyWithoutSeed);
+    }
+    let (mut run, model) = Run::prepare(model, step, data, task, controller, setup, watcher)?;
+    let model = run.train(model, controller, watcher)?;
+    let model = run.step.averaged(&model)?.unwrap_or(model);
+    Ok((model, run))
 }
 
 /// A run's source of randomness. Only the seeded one has a position that can be kept.
@@ -177,8 +238,13 @@ impl RunRandom {
 }
 
 /// The state of a run.
-struct Run<'a> {
+pub(crate) struct Run<'a, S> {
     setup: &'a RunSetup,
+    config: &'a TrainerConfig,
+    /// What is trained: names and how many numbers each has.
+    parts: Vec<(String, usize)>,
+    /// What the run gives away, in words.
+    result: &'static str,
     /// Fingerprint of the ledger's header.
     run: String,
     controller: &'static str,
@@ -190,7 +256,7 @@ struct Run<'a> {
     ledger: LedgerWriter,
     metrics: MetricsWriter,
     random: RunRandom,
-    step: PrivateStep,
+    step: S,
     validation: Option<HeldOut>,
     public_validation: Option<Vec<TokenUnit>>,
     test: HeldOut,
@@ -202,8 +268,10 @@ struct Run<'a> {
 }
 
 /// What a run is about, before anything is spent.
-struct Ground {
-    step: PrivateStep,
+struct Ground<'a, S> {
+    config: &'a TrainerConfig,
+    step: S,
+    parts: Vec<(String, usize)>,
     target: PrivacyTarget,
     sampling_rate: f64,
     unit: String,
@@ -218,28 +286,23 @@ struct Ground {
 /// The header's parameter that wishes are relative to.
 const NOMINAL: &str = "nominal_noise_multiplier";
 
-impl Ground {
-    fn new<M: LanguageModel>(
-        model: &M,
+impl<'a, S> Ground<'a, S> {
+    fn new<M>(
+        step: S,
         data: TrainingData,
+        task: Task<'a>,
         controller: &'static str,
         setup: &RunSetup,
-    ) -> Result<Self, RldpError> {
-        let config = &setup.config;
-        for (part, units) in [
-            ("training", &data.training),
-            ("validation", &data.validation),
-            ("test", &data.test),
-        ] {
-            if units.is_empty() {
-                return Err(RldpError::EmptyPart {
-                    part,
-                    units: data.units,
-                });
-            }
-        }
+    ) -> Result<Self, RldpError>
+    where
+        S: Trained<M>,
+    {
+        let Task {
+            config,
+            kind: (kind, value),
+        } = task;
         let target = PrivacyTarget::new(config.epsilon, config.delta_for(data.units))?;
-        let parameters = json!({
+        let mut parameters = json!({
             "units": data.units,
             "training_population": data.training_population,
             "batch_size": config.batch_size,
@@ -250,33 +313,29 @@ impl Ground {
             "base_model": setup.base_model,
             "base_model_fingerprint": setup.base_model_fingerprint,
             "seed": setup.seed,
-            "settings": settings(setup)?,
-            "lora": setup.lora,
+            "settings": settings(config, setup.seed)?,
         });
+        parameters[kind] = value;
         let held_out = |part, units, queries| {
             HeldOut::prepare(part, units, &target, queries, config.loss_bound)
         };
         let validation = match data.public_validation {
-            Some(_) => None,
-            None => Some(held_out(
+            None if S::STEERED => Some(held_out(
                 VALIDATION,
                 data.validation,
                 config.decisions() + 1,
             )?),
+            _ => None,
         };
         Ok(Self {
-            step: PrivateStep::new(
-                model,
-                data.training,
-                data.training_population,
-                config,
-                &setup.device,
-            )?,
+            config,
+            parts: step.parts(),
+            step,
             sampling_rate: config.batch_size / data.training_population as f64,
             unit: data.unit,
             units: data.units,
             validation,
-            public_validation: data.public_validation,
+            public_validation: data.public_validation.filter(|_| S::STEERED),
             test: held_out(TEST, data.test, 2)?,
             target,
             parameters,
@@ -304,27 +363,32 @@ const TEST: &str = "test";
 
 /// The settings as the ledger registers them. How many rows are computed at once and what is kept in memory changes no
 /// guarantee, and a private run may be resumed with less; a seeded run must repeat itself.
-fn settings(setup: &RunSetup) -> Result<serde_json::Value, RldpError> {
-    let mut settings = serde_json::to_value(&setup.config).map_err(|source| RldpError::Json {
+fn settings(config: &TrainerConfig, seed: Option<u64>) -> Result<serde_json::Value, RldpError> {
+    let mut settings = serde_json::to_value(config).map_err(|source| RldpError::Json {
         what: "the settings",
         source,
     })?;
-    if let (None, Some(settings)) = (setup.seed, settings.as_object_mut()) {
+    if let (None, Some(settings)) = (seed, settings.as_object_mut()) {
         settings.remove("micro-batch");
         settings.remove("gradient-checkpointing");
     }
     Ok(settings)
 }
 
-impl<'a> Run<'a> {
-    fn prepare<M: LanguageModel>(
-        model: &mut M,
+impl<'a, S> Run<'a, S> {
+    fn prepare<M>(
+        model: M,
+        step: S,
         data: TrainingData,
+        task: Task<'a>,
         controller: &mut dyn Controller,
         setup: &'a RunSetup,
         watcher: &mut dyn Watcher,
-    ) -> Result<Self, RldpError> {
-        let ground = Ground::new(model, data, controller.name(), setup)?;
+    ) -> Result<(Self, M), RldpError>
+    where
+        S: Trained<M>,
+    {
+        let ground = Ground::new(step, data, task, controller.name(), setup)?;
         let ledger_path = setup.folder.join(LEDGER_FILE);
         if setup.folder.holds_run()? {
             if !setup.resume {
@@ -342,18 +406,22 @@ impl<'a> Run<'a> {
                 });
             }
             setup.folder.clear_unbegun()?;
-            Self::begun(ground, controller.name(), setup, watcher)
+            let run = Self::begun(ground, controller.name(), setup, watcher)?;
+            Ok((run, model))
         }
     }
 
     /// A run from its start.
-    fn begun(
-        ground: Ground,
+    fn begun<M>(
+        ground: Ground<'a, S>,
         controller: &'static str,
         setup: &'a RunSetup,
         watcher: &mut dyn Watcher,
-    ) -> Result<Self, RldpError> {
-        let config = &setup.config;
+    ) -> Result<Self, RldpError>
+    where
+        S: Trained<M>,
+    {
+        let config = ground.config;
         watcher.phase("calibrating the noise to the budget");
         let budget = Budget::calibrate_levels(
             config.budget,
@@ -371,6 +439,8 @@ impl<'a> Run<'a> {
         let mut run = Self {
             run: resume::run_fingerprint(&header)?,
             setup,
+            config,
+            result: S::RESULT,
             controller,
             unit: ground.unit,
             units: ground.units,
@@ -380,7 +450,8 @@ impl<'a> Run<'a> {
             ledger,
             metrics,
             random,
-            statistics: IntervalStatistics::new(ground.step.references().len()),
+            statistics: IntervalStatistics::new(ground.parts.len()),
+            parts: ground.parts,
             step: ground.step,
             validation: ground.validation,
             public_validation: ground.public_validation,
@@ -395,14 +466,17 @@ impl<'a> Run<'a> {
     }
 
     /// An interrupted run, from its last checkpoint and its ledger.
-    fn resumed<M: LanguageModel>(
-        model: &mut M,
-        mut ground: Ground,
+    fn resumed<M>(
+        model: M,
+        mut ground: Ground<'a, S>,
         controller: &mut dyn Controller,
         setup: &'a RunSetup,
         watcher: &mut dyn Watcher,
-    ) -> Result<Self, RldpError> {
-        let config = &setup.config;
+    ) -> Result<(Self, M), RldpError>
+    where
+        S: Trained<M>,
+    {
+        let config = ground.config;
         let path = setup.folder.join(LEDGER_FILE);
         let found = Ledger::read(&path)?;
         // What was registered is played on, not calibrated again: another build may round otherwise.
@@ -491,20 +565,16 @@ impl<'a> Run<'a> {
         let metrics_path = setup.folder.join(METRICS_FILE);
         let bytes = state.map_or(0, |state| state.metrics_bytes);
         let (metrics, records) = MetricsWriter::resume(&metrics_path, bytes)?;
-        let (statistics, self_audit) = match &loaded {
-            Some(Loaded { folder, state, .. }) => (
-                resume::restore(
-                    folder,
-                    state,
-                    &setup.lora,
-                    model,
-                    &mut ground.step,
-                    controller,
-                )?,
-                state.self_audit.clone(),
-            ),
+        let (model, statistics, self_audit) = match &loaded {
+            Some(Loaded { folder, state, .. }) => {
+                let lora = &setup.lora;
+                let (model, statistics) =
+                    resume::restore(folder, state, lora, model, &mut ground.step, controller)?;
+                (model, statistics, state.self_audit.clone())
+            }
             None => (
-                IntervalStatistics::new(ground.step.references().len()),
+                model,
+                IntervalStatistics::new(ground.parts.len()),
                 audit(&ground, &budget, setup, &mut random, watcher)?,
             ),
         };
@@ -518,6 +588,9 @@ impl<'a> Run<'a> {
         let mut resumed = Self {
             run,
             setup,
+            config,
+            parts: ground.parts,
+            result: S::RESULT,
             controller: controller.name(),
             unit: ground.unit,
             units: ground.units,
@@ -547,7 +620,7 @@ impl<'a> Run<'a> {
         } else if done == 0 {
             resumed.note_seed()?;
         }
-        Ok(resumed)
+        Ok((resumed, model))
     }
 
     fn note_seed(&mut self) -> Result<(), RldpError> {
@@ -561,20 +634,23 @@ impl<'a> Run<'a> {
 
     fn train<M: LanguageModel>(
         &mut self,
-        model: &mut M,
+        mut model: M,
         controller: &mut dyn Controller,
         watcher: &mut dyn Watcher,
-    ) -> Result<(), RldpError> {
+    ) -> Result<M, RldpError>
+    where
+        S: Trained<M>,
+    {
         let mut begun = false;
         while self.progress.stage != Stage::Done {
             let stage = self.progress.stage;
             if stage == Stage::CountValidation {
                 watcher.phase("releasing the losses before training");
             } else if matches!(stage, Stage::Decide | Stage::Step) && !begun {
-                watcher.begin(self.setup.config.steps);
+                watcher.begin(self.config.steps);
                 begun = true;
             }
-            self.advance(model, controller, watcher)?;
+            model = self.advance(model, controller, watcher)?;
             // What was released is worth keeping at once; the rest can be done again.
             let worth = match stage {
                 Stage::Decide | Stage::Learn => false,
@@ -589,20 +665,23 @@ impl<'a> Run<'a> {
             };
             // A study's run is cheap, and is repeated rather than resumed.
             if worth && self.setup.study.is_none() {
-                self.checkpoint(model, controller)?;
+                self.checkpoint(&model, controller)?;
             }
         }
-        Ok(())
+        Ok(model)
     }
 
     /// Does the next thing: at most one release.
     fn advance<M: LanguageModel>(
         &mut self,
-        model: &mut M,
+        mut model: M,
         controller: &mut dyn Controller,
         watcher: &mut dyn Watcher,
-    ) -> Result<(), RldpError> {
-        let config = &self.setup.config;
+    ) -> Result<M, RldpError>
+    where
+        S: Trained<M>,
+    {
+        let config = self.config;
         let decisions = config.decisions();
         self.progress.stage = match self.progress.stage {
             Stage::CountValidation => {
@@ -617,20 +696,20 @@ impl<'a> Run<'a> {
             }
             Stage::TestBefore => {
                 // One is kept for the end.
-                self.test_loss(model, 2, watcher)?;
-                self.study_loss(model, watcher)?;
+                self.test_loss(&model, 2, watcher)?;
+                self.study_loss(&model, watcher)?;
                 Stage::ValidationBefore
             }
             Stage::ValidationBefore => {
                 // Without any query left, the bound is the one number known beforehand.
-                let loss = self.validation_loss(model, 1, watcher)?;
+                let loss = self.validation_loss(&model, 1, watcher)?;
                 self.progress.initial = loss.unwrap_or(config.loss_bound);
                 self.progress.loss = self.progress.initial;
                 self.progress.before = self.progress.initial;
                 Stage::Decide
             }
             Stage::Decide => {
-                let observation = self.observation(model, None)?;
+                let observation = self.observation(&model, None)?;
                 let decision = controller.decide(&observation)?;
                 self.decided(decision, watcher)?;
                 Stage::Step
@@ -640,27 +719,28 @@ impl<'a> Run<'a> {
                 if self.progress.taken >= end || self.progress.played_out {
                     Stage::Validation
                 } else {
-                    self.progress.played_out = !self.one_step(model, controller, watcher)?;
+                    (model, self.progress.played_out) =
+                        self.one_step(model, controller, watcher)?;
                     if let Some(study) = self.setup.study
                         && !self.progress.played_out
                         && self.progress.taken < config.steps
                         && self.progress.taken.is_multiple_of(study.every.max(1))
                     {
-                        self.study_loss(model, watcher)?;
+                        self.study_loss(&model, watcher)?;
                     }
                     Stage::Step
                 }
             }
             Stage::Validation => {
                 let planned = decisions - self.progress.interval;
-                let loss = self.validation_loss(model, planned, watcher)?;
+                let loss = self.validation_loss(&model, planned, watcher)?;
                 self.progress.before = self.progress.loss;
                 self.progress.loss = loss.unwrap_or(self.progress.before);
                 Stage::Learn
             }
             Stage::Learn => {
                 let decision = self.progress.decision.clone();
-                let next = self.observation(model, decision.as_ref())?;
+                let next = self.observation(&model, decision.as_ref())?;
                 self.progress.interval += 1;
                 let finished = self.progress.interval == decisions || self.progress.played_out;
                 controller.outcome(&Outcome {
@@ -677,13 +757,13 @@ impl<'a> Run<'a> {
                 }
             }
             Stage::TestAfter => {
-                self.test_loss(model, 1, watcher)?;
-                self.study_loss(model, watcher)?;
+                self.test_loss(&model, 1, watcher)?;
+                self.study_loss(&model, watcher)?;
                 Stage::Done
             }
             Stage::Done => Stage::Done,
         };
-        Ok(())
+        Ok(model)
     }
 
     fn decided(&mut self, decision: Decision, watcher: &mut dyn Watcher) -> Result<(), RldpError> {
@@ -693,11 +773,10 @@ impl<'a> Run<'a> {
     }
 
     /// Writes everything that the rest of the run depends on to the disk.
-    fn checkpoint<M: LanguageModel>(
-        &mut self,
-        model: &M,
-        controller: &dyn Controller,
-    ) -> Result<(), RldpError> {
+    fn checkpoint<M>(&mut self, model: &M, controller: &dyn Controller) -> Result<(), RldpError>
+    where
+        S: Trained<M>,
+    {
         let state = State {
             run: self.run.clone(),
             ledger_events: self.ledger.events(),
@@ -720,14 +799,17 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Takes one step; false when the budget is played out.
-    fn one_step<M: LanguageModel>(
+    /// Takes one step, and tells whether the budget is played out: then none was taken.
+    fn one_step<M>(
         &mut self,
-        model: &mut M,
+        model: M,
         controller: &mut dyn Controller,
         watcher: &mut dyn Watcher,
-    ) -> Result<bool, RldpError> {
-        let config = &self.setup.config;
+    ) -> Result<(M, bool), RldpError>
+    where
+        S: Trained<M>,
+    {
+        let config = self.config;
         let taken = self.progress.taken;
         let mut decision = self
             .progress
@@ -735,7 +817,7 @@ impl<'a> Run<'a> {
             .clone()
             .ok_or(RldpError::NoAdapters)?;
         let Some(segment) = self.budget.play(decision.noise.0)? else {
-            return Ok(false);
+            return Ok((model, true));
         };
         let plan = self.step.plan(&segment, &decision)?;
         let plan = match controller.transforms()? {
@@ -748,7 +830,7 @@ impl<'a> Run<'a> {
         let beta_1 = decision.beta_1;
         let release = self.step.release(
             taken + 1,
-            model,
+            &model,
             &plan,
             &mut self.ledger,
             self.random.source(),
@@ -760,23 +842,25 @@ impl<'a> Run<'a> {
         };
         self.progress.taken += 1;
         watcher.released(&plan.event(taken + 1));
-        let before = (self.progress.applied == 0).then(|| squared_norms(&adapters(model)));
-        self.step.apply(model, &release, learning_rate, beta_1)?;
+        let before = (self.progress.applied == 0).then(|| self.step.squared_norms(&model));
+        let model = self.step.apply(model, &release, learning_rate, beta_1)?;
         self.progress.applied += 1;
         if let Some(before) = before {
-            check_moved(&before, &squared_norms(&adapters(model)), learning_rate)?;
+            check_moved(&before, &self.step.squared_norms(&model), learning_rate)?;
         }
         let seen: Option<Vec<Visible>> = release
             .clipped_fractions
             .as_ref()
             .map(|fractions| fractions.values.iter().map(Visible::from).collect());
-        let adapters = self.step.references().len();
+        let adapters = self.parts.len();
         // What holds for all adapters together is shown at each of them.
         let clipped = seen.as_ref().map(|seen| match seen.as_slice() {
             [one] => vec![one.get(); adapters],
             several => several.iter().map(|share| share.get()).collect(),
         });
-        self.observe(&release, clipped.as_deref());
+        if S::STEERED {
+            self.observe(&release, clipped.as_deref());
+        }
         controller.step(
             &StepView {
                 step: taken + 1,
@@ -800,7 +884,7 @@ impl<'a> Run<'a> {
             epsilon_spent: self.budget.epsilon_played(self.delta)?,
         });
         self.record(record, watcher)?;
-        Ok(true)
+        Ok((model, false))
     }
 
     /// Takes a release into the interval's statistics.
@@ -815,12 +899,15 @@ impl<'a> Run<'a> {
     }
 
     /// What the controller sees now; `decision` is the one in force.
-    fn observation<M: LanguageModel>(
+    fn observation<M>(
         &mut self,
         model: &M,
         decision: Option<&Decision>,
-    ) -> Result<Observation, RldpError> {
-        let config = &self.setup.config;
+    ) -> Result<Observation, RldpError>
+    where
+        S: Trained<M>,
+    {
+        let config = self.config;
         let Progress {
             taken,
             initial,
@@ -828,22 +915,22 @@ impl<'a> Run<'a> {
             before,
             ..
         } = self.progress;
-        let norms = squared_norms(&adapters(model));
+        let norms = self.step.squared_norms(model);
         if let Some(bad) = norms.iter().find(|norm| !norm.is_finite()) {
             return Err(RldpError::NotFinite {
-                what: "an adapter's norm",
+                what: "the norm of the trained weights",
                 step: taken,
                 value: *bad,
             });
         }
-        let count = self.step.references().len();
+        let count = self.parts.len();
         let views = self
             .statistics
             .take()
             .into_iter()
             .enumerate()
             .map(|(index, statistics)| AdapterView {
-                dimension: self.step.references()[index].trainable_parameters(),
+                dimension: self.parts[index].1,
                 clipped_fraction: Visible::post_processed(statistics.clipped_fraction),
                 signal_to_noise: Visible::post_processed(statistics.signal_to_noise),
                 cosine: Visible::post_processed(statistics.cosine),
@@ -882,8 +969,11 @@ impl<'a> Run<'a> {
         model: &M,
         planned: u64,
         watcher: &mut dyn Watcher,
-    ) -> Result<Option<f64>, RldpError> {
-        let (config, device) = (&self.setup.config, &self.setup.device);
+    ) -> Result<Option<f64>, RldpError>
+    where
+        S: Trained<M>,
+    {
+        let (config, device) = (self.config, &self.setup.device);
         let averaged = self.step.averaged(model)?;
         let model = averaged.as_ref().unwrap_or(model);
         let (part, loss, noise) = match (&mut self.validation, &self.public_validation) {
@@ -901,8 +991,8 @@ impl<'a> Run<'a> {
                 watcher.released(&part.event("mean loss"));
                 (part.part(), *released.loss.value(), released.noise)
             }
-            (None, units) => {
-                let units = units.as_deref().unwrap_or_default();
+            (None, None) => return Ok(None),
+            (None, Some(units)) => {
                 let loss = public_loss(model, units, config.micro_batch, device)?;
                 (PUBLIC_VALIDATION, loss, 0.0)
             }
@@ -917,7 +1007,10 @@ impl<'a> Run<'a> {
         model: &M,
         planned: u64,
         watcher: &mut dyn Watcher,
-    ) -> Result<(), RldpError> {
+    ) -> Result<(), RldpError>
+    where
+        S: Trained<M>,
+    {
         if self.test.count().is_none() || self.test.left() < planned {
             return Ok(());
         }
@@ -925,7 +1018,7 @@ impl<'a> Run<'a> {
         let model = averaged.as_ref().unwrap_or(model);
         let released = self.test.release_loss(
             model,
-            self.setup.config.micro_batch,
+            self.config.micro_batch,
             &self.setup.device,
             &mut self.ledger,
             self.random.source(),
@@ -939,13 +1032,16 @@ impl<'a> Run<'a> {
         &mut self,
         model: &M,
         watcher: &mut dyn Watcher,
-    ) -> Result<(), RldpError> {
+    ) -> Result<(), RldpError>
+    where
+        S: Trained<M>,
+    {
         if self.setup.study.is_none() {
             return Ok(());
         }
         let averaged = self.step.averaged(model)?;
         let model = averaged.as_ref().unwrap_or(model);
-        let (micro_batch, device) = (self.setup.config.micro_batch, &self.setup.device);
+        let (micro_batch, device) = (self.config.micro_batch, &self.setup.device);
         let loss = self.test.exact_loss(model, micro_batch, device)?;
         self.held_out_record(STUDY, loss, 0.0, watcher)
     }
@@ -982,13 +1078,13 @@ impl<'a> Run<'a> {
     }
 
     /// Reads the ledger back and sums the run up: the epsilon reported is the one that anyone can recompute.
-    fn summary(self, files: Vec<String>) -> Result<RunSummary, RldpError> {
+    pub(crate) fn summary(self, files: Vec<String>) -> Result<RunSummary, RldpError> {
         let accountant = self.budget.accountant();
         drop(self.ledger);
         let ledger = Ledger::read(self.setup.folder.join(LEDGER_FILE))?;
         let epsilon = ledger.epsilon_upper(self.delta)?;
         Ok(RunSummary {
-            config: self.setup.config.clone(),
+            config: self.config.clone(),
             controller: self.controller,
             unit: self.unit,
             units: self.units,
@@ -999,14 +1095,11 @@ impl<'a> Run<'a> {
             accountant,
             self_audit: self.self_audit,
             adapters: self
-                .step
-                .references()
-                .iter()
-                .map(|adapter| AdapterSummary {
-                    name: adapter.name.clone(),
-                    parameters: adapter.trainable_parameters(),
-                })
+                .parts
+                .into_iter()
+                .map(|(name, parameters)| AdapterSummary { name, parameters })
                 .collect(),
+            result: self.result,
             records: self.records,
             files,
             lost: self.progress.lost,
@@ -1029,8 +1122,8 @@ fn count_units(
 }
 
 /// The audit of the run's own first step, on made-up gradients.
-fn audit(
-    ground: &Ground,
+fn audit<M, S: Trained<M>>(
+    ground: &Ground<'_, S>,
     budget: &Budget,
     setup: &RunSetup,
     random: &mut RunRandom,
@@ -1039,13 +1132,8 @@ fn audit(
     // An audit of the machine, not of a method: once a study is enough, and the tests have it.
     let trials = if setup.study.is_some() { 400 } else { TRIALS };
     watcher.phase("auditing the mechanism with canaries");
-    let dimensions: Vec<usize> = ground
-        .step
-        .references()
-        .iter()
-        .map(|adapter| adapter.trainable_parameters())
-        .collect();
-    let rule = WarmUpRule::new(&dimensions, setup.config.clipping_norm)?;
+    let dimensions: Vec<usize> = ground.parts.iter().map(|(_, numbers)| *numbers).collect();
+    let rule = WarmUpRule::new(&dimensions, ground.config.clipping_norm)?;
     let first = Segment::new(ground.sampling_rate, budget.nominal(), 1)?;
     let plan = ground.step.plan(&first, &rule.decision())?;
     self_audit(
@@ -1058,7 +1146,7 @@ fn audit(
 }
 
 /// What a torn last line of the ledger may have been: the step that loses most, and a query of any part that has one left.
-fn in_doubt(ground: &Ground, budget: &Budget, ledger: &Ledger) -> Vec<Event> {
+fn in_doubt<S>(ground: &Ground<'_, S>, budget: &Budget, ledger: &Ledger) -> Vec<Event> {
     let step = budget.worst_left().map(|step| Event::Step {
         step: ledger.steps() + 1,
         sampling_rate: step.sampling_rate(),
@@ -1088,31 +1176,11 @@ fn decision_record(taken: u64, decision: &Decision) -> Record {
     })
 }
 
-/// Squared Euclidean norm of every adapter's parameters.
-fn squared_norms(adapters: &rldp_lora::Adapters) -> Vec<f64> {
-    struct Sum(f64);
-    impl ModuleVisitor for Sum {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let value = param.val().without_autodiff();
-            self.0 += f64::from((value.clone() * value).sum().into_scalar::<f32>());
-        }
-    }
-    adapters
-        .layers
-        .iter()
-        .map(|layer| {
-            let mut sum = Sum(0.0);
-            layer.visit(&mut sum);
-            sum.0
-        })
-        .collect()
-}
-
 /// Refuses a first step that changed nothing or broke the adapters.
 fn check_moved(before: &[f64], after: &[f64], learning_rate: f64) -> Result<(), RldpError> {
     if let Some(bad) = after.iter().find(|norm| !norm.is_finite()) {
         return Err(RldpError::NotFinite {
-            what: "an adapter's norm",
+            what: "the norm of the trained weights",
             step: 1,
             value: *bad,
         });

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::module::ParamGroup;
-use burn::optim::{ModuleOptimizer, OptimizerRecord};
+use burn::optim::ModuleOptimizer;
 use burn::tensor::{Device, Tensor};
 use rldp_accounting::Segment;
 use rldp_accounting::ledger::LedgerWriter;
@@ -17,6 +17,7 @@ use rldp_optim::{
 use super::config::TrainerConfig;
 use super::examples::{MicroBatch, TokenUnit, micro_batches};
 use super::post::PostState;
+use super::trained::{restore_optimizer, save_optimizer};
 use crate::controller::{Decision, PostProcessing};
 use crate::error::RldpError;
 
@@ -301,39 +302,21 @@ impl PrivateStep {
         Ok(())
     }
 
-    /// Writes the inner optimizer's state into a file, for [`PrivateStep::restore_optimizer`].
+    /// Writes the inner optimizer's state into a checkpoint's folder, for [`PrivateStep::restore_optimizer`].
     ///
     /// # Errors
     /// [`RldpError::Damaged`] with the cause if it cannot be written.
-    pub fn save_optimizer(&self, path: &Path) -> Result<(), RldpError> {
-        self.optimizer.inner().save(path).map_err(damaged(path))
+    pub fn save_optimizer(&self, folder: &Path) -> Result<(), RldpError> {
+        save_optimizer(&self.optimizer, folder)
     }
 
-    /// Takes the inner optimizer's state from a file: from here on it moves the adapters exactly as the one that was saved.
+    /// Takes the inner optimizer's state from a checkpoint's folder: from here on it moves the adapters exactly as the one
+    /// that was saved.
     ///
     /// # Errors
     /// [`RldpError::Damaged`] for a file that is no optimizer state of these adapters.
-    pub fn restore_optimizer(&mut self, path: &Path) -> Result<(), RldpError> {
-        let record = OptimizerRecord::load(path).map_err(damaged(path))?;
-        let tensors = record.len();
-        let restored = self.optimizer.inner().clone().load_record(record);
-        // Burn leaves out what does not fit.
-        if restored.to_record().len() != tensors {
-            return Err(RldpError::Damaged {
-                path: path.to_owned(),
-                reason: "the optimizer's state is not of these adapters".to_owned(),
-            });
-        }
-        *self.optimizer.inner_mut() = restored;
-        Ok(())
-    }
-}
-
-fn damaged<E: std::fmt::Display>(path: &Path) -> impl FnOnce(E) -> RldpError {
-    let path = path.to_owned();
-    move |error| RldpError::Damaged {
-        path,
-        reason: error.to_string(),
+    pub fn restore_optimizer(&mut self, folder: &Path) -> Result<(), RldpError> {
+        restore_optimizer(&mut self.optimizer, folder)
     }
 }
 

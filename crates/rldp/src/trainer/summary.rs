@@ -40,8 +40,10 @@ pub struct RunSummary {
     pub accountant: &'static str,
     /// The mechanism's audit of itself.
     pub self_audit: SelfAudit,
-    /// The adapters.
+    /// The adapters; of a full-parameter run, all parameters as one.
     pub adapters: Vec<AdapterSummary>,
+    /// What the run gives away, in words.
+    pub result: &'static str,
     /// All that was recorded.
     pub records: Vec<Record>,
     /// Files in the run folder.
@@ -62,7 +64,7 @@ impl RunSummary {
             delta: self.delta,
             accountant: self.accountant.to_owned(),
             covered: vec![
-                "the adapter".to_owned(),
+                self.result.to_owned(),
                 "the ledger, the metrics and the agent's policy".to_owned(),
                 "every figure on this page, and every figure printed during the run but for how long things took".to_owned(),
             ],
