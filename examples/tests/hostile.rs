@@ -284,6 +284,11 @@ fn other_cases(folder: &Path) -> Vec<Case> {
         &["--micro-batch", "0"],
         "micro-batch is 0",
     );
+    with(
+        "--checkpoint-every 0",
+        &["--checkpoint-every", "0"],
+        "--checkpoint-every 0",
+    );
     with("--lora-rank 0", &["--lora-rank", "0"], "LoRA rank is 0");
     with(
         "--lora-alpha -2",
@@ -471,6 +476,16 @@ fn other_cases(folder: &Path) -> Vec<Case> {
         "a policy with a header of 2^63 bytes",
         &["--policy", &bad],
         "policy.safetensors",
+    );
+    let shipped = "../crates/rldp/src/controller/agent/policy.safetensors";
+    let mut poisoned = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(shipped)).unwrap();
+    let last = poisoned.len() - 4;
+    poisoned[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    let poisoned = written("nan.safetensors", &poisoned);
+    with(
+        "a policy with a weight that is no number",
+        &["--policy", &poisoned],
+        "holds a NaN",
     );
     with(
         "a table for a policy",
@@ -742,12 +757,22 @@ fn a_run_keeps_the_tables_words_and_the_hubs_secret_to_itself() {
 #[cfg(unix)]
 #[test]
 fn a_killed_run_is_resumed_from_its_folder_and_locked_while_it_works() {
+    for (trainable, result) in [
+        ("lora", "adapter/adapter_model.safetensors"),
+        ("full", "model/model.safetensors"),
+    ] {
+        killed_and_resumed(trainable, result);
+    }
+}
+
+fn killed_and_resumed(trainable: &str, result: &str) {
     let temporary = tempfile::tempdir().unwrap();
     let table = table(temporary.path());
     let out = temporary.path().join("run");
     let mut child = Command::new(env!("CARGO_BIN_EXE_finetune"))
         .args(TINY)
-        .args(["--steps", "40", "--out", out.to_str().unwrap()])
+        .args(["--steps", "40", "--trainable", trainable])
+        .args(["--out", out.to_str().unwrap()])
         .args(["--data", table.to_str().unwrap()])
         .stderr(std::process::Stdio::null())
         .stdout(std::process::Stdio::null())
@@ -782,6 +807,7 @@ fn a_killed_run_is_resumed_from_its_folder_and_locked_while_it_works() {
         "{before} and {} steps",
         steps()
     );
+    assert!(out.join(result).exists(), "{result} is missing");
     let ledger = rldp_accounting::ledger::Ledger::read(out.join("ledger.jsonl")).unwrap();
     let delta = ledger.header.target.delta;
     assert!(ledger.epsilon_upper(delta).unwrap().overall <= 8.0 + 1e-9);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::{bf16, f16};
 use memmap2::Mmap;
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo, View};
 
 use crate::LoraError;
@@ -261,12 +262,15 @@ pub fn write_tensors(path: &Path, tensors: &[HostTensor]) -> Result<(), LoraErro
         .map_err(io)?
         .permissions();
     let views = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor));
-    safetensors::serialize_to_file(views, Some(metadata), &partial).map_err(|source| {
-        LoraError::Safetensors {
-            path: path.to_owned(),
-            source,
-        }
-    })?;
+    safetensors::serialize_to_file(views, Some(metadata), &partial).map_err(
+        |source| match source {
+            SafeTensorError::IoError(source) => io(source),
+            source => LoraError::Safetensors {
+                path: path.to_owned(),
+                source,
+            },
+        },
+    )?;
     std::fs::set_permissions(&partial, permissions).map_err(io)?;
     std::fs::rename(&partial, path).map_err(io)
 }

@@ -203,6 +203,25 @@ impl Sac {
     /// it was.
     pub fn load_policy(&mut self, path: impl AsRef<Path>) -> Result<serde_json::Value, SacError> {
         let (map, header) = read(path.as_ref())?;
+        self.take_over(&map, header)
+    }
+
+    /// As [`Sac::load_policy`], from the bytes of such a file.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sac::load_policy`].
+    pub fn load_policy_bytes(&mut self, bytes: &[u8]) -> Result<serde_json::Value, SacError> {
+        let path = Path::new("in memory");
+        let (map, header) = checked(tensors::parse(bytes, path, KEY, WHAT)?, path)?;
+        self.take_over(&map, header)
+    }
+
+    fn take_over(
+        &mut self,
+        map: &TensorMap,
+        header: Header,
+    ) -> Result<serde_json::Value, SacError> {
         let config = self.config();
         let differs = |name, value: String| {
             let expected = "the setting that the policy file was made with";
@@ -228,9 +247,9 @@ impl Sac {
             return differs("act_dim", self.learner.act_dim().to_string());
         }
         let mut learner = self.learner.clone();
-        learner.import_actor(&map)?;
+        learner.import_actor(map)?;
         if let Some(critics) = header.critics {
-            learner.import_critics(&map)?;
+            learner.import_critics(map)?;
             learner.set_alpha(critics.alpha)?;
             self.reward_scale = critics.reward_scale;
         }
@@ -244,7 +263,16 @@ impl Sac {
 }
 
 fn read(path: &Path) -> Result<(TensorMap, Header), SacError> {
-    let (map, text) = tensors::read(path, KEY, WHAT)?;
+    checked(tensors::read(path, KEY, WHAT)?, path)
+}
+
+/// The header, if this crate reads it and every weight is a finite number.
+fn checked((map, text): (TensorMap, String), path: &Path) -> Result<(TensorMap, Header), SacError> {
+    for (name, tensor) in map.iter() {
+        if let Some(value) = tensor.values.iter().find(|value| !value.is_finite()) {
+            return Err(format_error(path, format!("`{name}` holds a {value}")));
+        }
+    }
     let header: Header =
         serde_json::from_str(&text).map_err(|error| format_error(path, error.to_string()))?;
     if header.version != VERSION {

@@ -144,20 +144,30 @@ pub(crate) fn read(
         path: path.to_owned(),
         source,
     })?;
+    parse(&bytes, path, key, expected)
+}
+
+/// As [`read`], from the bytes of such a file; `path` is what errors call it.
+pub(crate) fn parse(
+    bytes: &[u8],
+    path: &Path,
+    key: &str,
+    expected: &'static str,
+) -> Result<(TensorMap, String), SacError> {
     let format = |reason: String| SacError::Format {
         path: path.to_owned(),
         expected,
         reason,
     };
     let (_, header) =
-        SafeTensors::read_metadata(&bytes).map_err(|error| format(error.to_string()))?;
+        SafeTensors::read_metadata(bytes).map_err(|error| format(error.to_string()))?;
     let metadata = header
         .metadata()
         .as_ref()
         .and_then(|entries| entries.get(key))
         .cloned()
         .ok_or_else(|| format(format!("no `{key}` entry in its header")))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| format(error.to_string()))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|error| format(error.to_string()))?;
     let mut map = TensorMap::default();
     for (name, view) in file.tensors() {
         if view.dtype() != Dtype::F32 {

@@ -127,6 +127,22 @@ fn a_policy_file_serves_any_number_of_agents() {
         assert_ne!(pupil.act(&rows, false).unwrap(), expected);
         assert_eq!(pupil.load_policy(&path).unwrap(), description);
         assert_eq!(pupil.act(&rows, false).unwrap(), expected);
+        let bytes = std::fs::read(&path).unwrap();
+        pupil.load_policy_bytes(&bytes).unwrap();
+        assert_eq!(pupil.act(&rows, false).unwrap(), expected);
+        let mut poisoned = bytes;
+        let last = poisoned.len() - 4;
+        poisoned[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+        let refused = pupil.load_policy_bytes(&poisoned);
+        assert!(
+            matches!(&refused, Err(SacError::Format { reason, .. }) if reason.contains("NaN")),
+            "{refused:?}"
+        );
+        std::fs::write(&path, &poisoned).unwrap();
+        assert!(Policy::load(&path, &device).is_err());
+        teacher
+            .save_policy(&path, PolicyContents::ActorAndCritics, description.clone())
+            .unwrap();
         assert_eq!(parameters(&pupil), parameters(&teacher));
         assert_eq!(pupil.alpha(), teacher.alpha());
         assert!(!pupil.is_warming_up());

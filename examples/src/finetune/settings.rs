@@ -279,6 +279,10 @@ impl Settings {
                 return refuse("weights", weights, reason);
             }
         }
+        if self.checkpoint_every == 0 {
+            let reason = "is a number of steps, at least 1";
+            return refuse("checkpoint-every", "0".to_owned(), reason);
+        }
         if self.gradient_checkpointing && self.trainable == Trainable::Full {
             let reason = "is implemented for --trainable lora";
             return refuse("gradient-checkpointing", "true".to_owned(), reason);
