@@ -1,8 +1,7 @@
 //! Mutated files for every reader: each is answered by a value or a typed error, never by a panic.
 //!
 //! By default a few thousand executions for each reader; `RLDP_FUZZ_EXECUTIONS=1000000` asks for more (in release mode, with
-//! `--nocapture` to see the figures). The mutations are blind; `fuzz/` holds coverage-guided targets for the readers that do not
-//! need the tensor framework.
+//! `--nocapture` to see the figures). The mutations are blind; `fuzz/` holds coverage-guided targets for the same readers.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::path::Path;
