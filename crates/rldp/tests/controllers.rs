@@ -19,6 +19,8 @@ fn observation(progress: f64, clipped: f64, wild: f64) -> Observation {
             dimension: *dimension,
             clipped_fraction: Visible::public(clipped),
             signal_to_noise: Visible::public(wild),
+            descent: Visible::public(wild),
+            descent_noise: Visible::public(wild),
             cosine: Visible::public(wild),
             parameter_norm: Visible::public(wild),
             clipping_norm: 0.1,
@@ -80,7 +82,12 @@ fn features_are_bounded_whatever_is_seen() {
 fn the_rule_splits_noise_by_dimension_and_follows_the_clipped_share() {
     let mut rule = WarmUpRule::new(&DIMENSIONS, 0.1).unwrap();
     assert_eq!(rule.decision().noise_weights, [0.1, 0.3, 0.6]);
-    rule.follow([1.0, 0.95, 0.2].into_iter().map(Visible::public));
+    let mut seen = observation(0.5, 0.95, 0.0);
+    for (adapter, share) in seen.adapters.iter_mut().zip([1.0, 0.95, 0.2]) {
+        adapter.clipped_fraction = Visible::public(share);
+    }
+    rule.follow(&seen);
+    assert_eq!(rule.learning_rate_factor(), 1.0);
     let norms = rule.decision().clipping_norms;
     assert!(norms[0] > 0.1 && norms[2] < 0.1, "{norms:?}");
     assert!((norms[1] - 0.1).abs() < 1e-12, "{norms:?}");
@@ -125,6 +132,61 @@ fn an_action_of_zero_is_the_rule() {
     }
     assert_eq!(still.clipping_norms, rule.decision().clipping_norms);
     assert_eq!(still.learning_rate_factor, 1.0);
+}
+
+/// What all adapters' steps gained together, each in its own units of noise.
+fn gaining(deviations: f64) -> Observation {
+    let mut seen = observation(0.5, 0.95, 0.0);
+    for adapter in &mut seen.adapters {
+        adapter.descent_noise = Visible::public(0.3);
+        adapter.descent = Visible::public(deviations * 0.3 / 3.0_f64.sqrt());
+    }
+    assert!((seen.descent() - deviations).abs() < 1e-9);
+    seen
+}
+
+/// Steps that gain plainly become longer, those that lose become shorter, the more noise the less is asked of them, and
+/// nothing leads out of the range.
+#[test]
+fn the_learning_rate_follows_the_descent() {
+    let factor = |seen: &Observation, times: usize| {
+        let mut rule = WarmUpRule::new(&DIMENSIONS, 0.1)
+            .unwrap()
+            .following_descent(100.0);
+        for _ in 0..times {
+            rule.follow(seen);
+        }
+        assert_eq!(
+            rule.decision().learning_rate_factor,
+            rule.learning_rate_factor()
+        );
+        rule.learning_rate_factor()
+    };
+    // The aim is 0.011 x 100 deviations at a noise multiplier of one.
+    assert!((factor(&gaining(1.1), 1) - 1.0).abs() < 1e-9);
+    let [low, high] = [-2.0, 5.0].map(|gain| factor(&gaining(gain), 1));
+    assert!(
+        (0.6..0.7).contains(&low) && (1.5..1.7).contains(&high),
+        "{low} and {high}"
+    );
+    assert!(
+        factor(&gaining(1.1), 2)
+            < factor(
+                &Observation {
+                    noise_multiplier: 2.0,
+                    ..gaining(1.1)
+                },
+                2
+            )
+    );
+    assert_eq!(factor(&gaining(50.0), 100), 10.0);
+    assert_eq!(factor(&gaining(-50.0), 100), 0.1);
+    // Nothing measured, and no number.
+    let nothing = observation(0.0, 0.95, 0.0);
+    assert_eq!(nothing.descent(), 0.0);
+    let mut broken = gaining(1.0);
+    broken.adapters[0].descent = Visible::public(f64::NAN);
+    assert_eq!(factor(&broken, 3), 1.0);
 }
 
 /// The same observations make a seeded agent decide the same, warm-up first, and then leave the rule.
@@ -469,21 +531,22 @@ fn a_baseline_is_taken_off_the_reward() {
     }
 }
 
-/// The shipped policy is one of this agent's, and has learned something: it turns a learning rate that is too small up, and one
-/// that is too large down.
+/// The shipped policy is one of this agent's: a new agent acts by it, and not as one that starts from nothing.
 #[test]
-fn the_shipped_policy_loads_and_steers_the_learning_rate() {
-    let factor = |learning_rate: f64| {
+fn an_agent_acts_by_the_shipped_policy() {
+    let decision = |from_scratch: bool, policy: Option<std::path::PathBuf>| {
         let mut setup = setup();
         setup.budget = BudgetKind::Fixed;
         setup.agent.frozen = true;
         setup.agent.warm_up = 0;
+        setup.agent.from_scratch = from_scratch;
+        setup.agent.policy = policy;
         let mut agent = AgentController::new(&setup, 7, &Device::default()).unwrap();
-        let mut seen = observation(0.5, 0.97, 0.3);
-        seen.learning_rate = learning_rate;
-        seen.improvement = Visible::public(0.1);
-        agent.decide(&seen).unwrap().learning_rate_factor
+        agent.decide(&gaining(1.5)).unwrap()
     };
-    let (low, high) = (factor(2.5e-3), factor(1.5e-2));
-    assert!(low > 1.0 && high < 1.0, "{low} and {high}");
+    let shipped = decision(false, None);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), rldp::controller::shipped_policy()).unwrap();
+    assert_eq!(shipped, decision(false, Some(file.path().to_owned())));
+    assert_ne!(shipped, decision(true, None));
 }

@@ -324,6 +324,8 @@ fn nothing_seen(dimensions: &[usize]) -> Observation {
                 dimension: *dimension,
                 clipped_fraction: zero,
                 signal_to_noise: zero,
+                descent: zero,
+                descent_noise: zero,
                 cosine: zero,
                 parameter_norm: zero,
                 clipping_norm: 0.1,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rldp::controller::{AgentOptions, Bounds, RivalOptions, shipped_policy};
 use rldp::trainer::TrainerConfig;
 
 use super::run::RunResult;
@@ -30,10 +31,22 @@ pub struct Job {
 }
 
 impl Job {
-    /// What a finished run is found by: its arm, the task, the seed and all settings; a changed setting makes another run.
+    /// What a finished run is found by: its arm, the task, the seed and all settings that matter to its controller; a changed
+    /// setting makes another run, and so does another shipped policy for an arm that acts by one.
     #[must_use]
     pub fn key(&self) -> String {
-        let settings = serde_json::to_string(&self.config).unwrap_or_default();
+        let kind = self.config.controller;
+        let mut settings = self.config.clone();
+        if kind.is_agent() {
+            settings.rivals = RivalOptions::default();
+        } else {
+            settings.agent = AgentOptions::default();
+            settings.agent.bounds = Bounds::NONE;
+        }
+        let mut settings = serde_json::to_string(&settings).unwrap_or_default();
+        if kind.has_policy() {
+            settings += &format!("\n{:016x}", fnv1a(shipped_policy()));
+        }
         let text = format!("{}\n{}\n{settings}", self.task, self.every);
         let kind = if self.tuning { "tuning" } else { "final" };
         format!(
@@ -273,5 +286,18 @@ mod tests {
         let mut other = jobs[0].clone();
         other.config.beta_2 = 0.95;
         assert_ne!(other.key(), jobs[0].key());
+        // The agent's settings make another run of the agent, and the same one of a rival; and the other way round.
+        let changed = |job: &Job, agent: bool| {
+            let mut other = job.clone();
+            if agent {
+                other.config.agent.bounds.weight_factor = 1.5;
+            } else {
+                other.config.rivals.flat_clipping_norm = Some(0.3);
+            }
+            other.key() != job.key()
+        };
+        let [ours, rival] = [&jobs[0], jobs.last().unwrap()];
+        assert!(changed(ours, true) && !changed(ours, false));
+        assert!(!changed(rival, true) && changed(rival, false));
     }
 }

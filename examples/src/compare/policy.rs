@@ -35,6 +35,10 @@ pub struct Curriculum {
     pub epsilon: [f64; 2],
     /// Factors on the learning rate, drawn likewise: a policy must find its way also from a wrong one.
     pub learning_rate_factor: [f64; 2],
+    /// Factors on LoRA's alpha, and so on how far a step of the same learning rate goes: the best rate must not be a number that
+    /// could be learned by heart.
+    #[serde(default = "one")]
+    pub lora_alpha_factor: [f64; 2],
     /// Factors on the first clipping norms.
     pub clipping_norm_factor: [f64; 2],
     /// Episodes: runs from their start to their end.
@@ -51,6 +55,7 @@ struct Episode {
     task: String,
     epsilon: f64,
     learning_rate: f64,
+    lora_alpha: f64,
     clipping_norm: f64,
     seed: u64,
     loss_before: f64,
@@ -106,6 +111,7 @@ pub fn pretrain(
         config.epsilon = between(curriculum.epsilon);
         config.learning_rate *= between(curriculum.learning_rate_factor);
         config.clipping_norm *= between(curriculum.clipping_norm_factor);
+        config.lora_alpha *= between(curriculum.lora_alpha_factor);
         let seed = random.random::<u32>().into();
         if tasks[index].is_none() {
             tasks[index] = Some(Task::load(&settings[index], device)?);
@@ -115,8 +121,8 @@ pub fn pretrain(
         };
         // What the rule earns on the same draws, to be taken off the agent's rewards.
         let (plain, _) = task.run(&config, seed, config.steps, Rewards::Exact, |dimensions| {
-            let rule = RuleController::new(&dimensions, config.clipping_norm);
-            Ok(rule?)
+            let rule = RuleController::new(&dimensions, config.clipping_norm)?;
+            Ok(rule.following_descent(config.batch_size))
         })?;
         let baseline: Vec<f64> = plain
             .held_out(PUBLIC_VALIDATION)
@@ -127,11 +133,11 @@ pub fn pretrain(
             task.run(&config, seed, config.steps, Rewards::Exact, |dimensions| {
                 let mut setup = config.controller_setup(dimensions);
                 setup.agent.from_scratch = true;
-                Ok(match from {
+                let agent = match from {
                     None => AgentController::new(&setup, 1, device)?,
                     Some(agent) => AgentController::with_agent(&setup, agent)?,
-                }
-                .with_baseline(&baseline))
+                };
+                Ok(agent.with_baseline(&baseline))
             })?;
         let sac = controller.into_agent();
         let losses: Vec<f64> = summary.held_out(STUDY).map(|record| record.loss).collect();
@@ -140,6 +146,7 @@ pub fn pretrain(
             task: settings[index].label(),
             epsilon: config.epsilon,
             learning_rate: config.learning_rate,
+            lora_alpha: config.lora_alpha,
             clipping_norm: config.clipping_norm,
             seed,
             loss_before: losses.first().copied().unwrap_or(f64::NAN),
@@ -152,11 +159,12 @@ pub fn pretrain(
         };
         keep(&sac, curriculum, &episode, folder)?;
         eprintln!(
-            "episode {}: {} at epsilon {:.2}, learning rate {:.4}, loss {:.3} -> {:.4}, the rule's {:.4}, temperature {:.4}, {:.1} s",
+            "episode {}: {} at epsilon {:.2}, learning rate {:.4}, alpha {:.2}, loss {:.3} -> {:.4}, the rule's {:.4}, temperature {:.4}, {:.1} s",
             done,
             episode.task,
             episode.epsilon,
             episode.learning_rate,
+            episode.lora_alpha,
             episode.loss_before,
             episode.loss,
             episode.rule_loss,
@@ -167,6 +175,10 @@ pub fn pretrain(
         done += 1;
     }
     Ok(())
+}
+
+fn one() -> [f64; 2] {
+    [1.0, 1.0]
 }
 
 fn last_study_loss(summary: &RunSummary) -> f64 {

@@ -97,8 +97,8 @@ impl ActionSpace {
     }
 
     /// The rule's decision moved by an action; the zero action is the rule itself. Components are clamped to [-1, 1], and
-    /// what is missing or no number counts as zero. `last_factor` is the learning-rate factor in force, which moves by at most
-    /// [`Bounds::learning_rate_step`].
+    /// what is missing or no number counts as zero. `last_factor` is the factor on the rule's learning rate in force, which moves by
+    /// at most [`Bounds::learning_rate_step`].
     #[must_use]
     pub fn apply(&self, rule: &WarmUpRule, action: &[Vec<f32>], last_factor: f64) -> Decision {
         let bounds = &self.bounds;
@@ -136,7 +136,7 @@ impl ActionSpace {
                 RowKind::Pace => {
                     let wanted = bounds.learning_rate_factor.powf(component(row, 0));
                     let step = bounds.learning_rate_step.max(1.0);
-                    decision.learning_rate_factor =
+                    decision.learning_rate_factor *=
                         wanted.clamp(last_factor / step, last_factor * step);
                     decision.beta_1 = (decision.beta_1
                         + bounds.beta_1_distance * component(row, 1))

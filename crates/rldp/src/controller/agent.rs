@@ -14,6 +14,8 @@ use crate::error::RldpError;
 
 mod shipped;
 
+pub use shipped::shipped_policy;
+
 /// The policy's file in a run folder.
 const POLICY_FILE: &str = "sac_policy.safetensors";
 /// The whole agent's file in a checkpoint.
@@ -134,7 +136,8 @@ impl AgentController {
             name: "sac",
             options: setup.agent.clone(),
             actions: setup.actions(),
-            rule: WarmUpRule::new(&setup.dimensions, setup.clipping_norm)?,
+            rule: WarmUpRule::new(&setup.dimensions, setup.clipping_norm)?
+                .following_descent(setup.batch_size),
             sac,
             decisions: 0,
             last_factor: 1.0,
@@ -211,14 +214,13 @@ impl Controller for AgentController {
         };
         self.decisions += 1;
         let decision = self.actions.apply(&self.rule, &action, self.last_factor);
-        self.last_factor = decision.learning_rate_factor;
+        self.last_factor = decision.learning_rate_factor / self.rule.learning_rate_factor();
         self.pending = Some((features, action));
         Ok(decision)
     }
 
     fn outcome(&mut self, outcome: &Outcome) -> Result<(), RldpError> {
-        self.rule
-            .follow(outcome.next.adapters.iter().map(|a| a.clipped_fraction));
+        self.rule.follow(&outcome.next);
         let Some((observation, action)) = self.pending.take() else {
             return Ok(());
         };

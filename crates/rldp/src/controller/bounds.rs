@@ -65,8 +65,8 @@ impl Bounds {
 impl Default for Bounds {
     fn default() -> Self {
         Self {
-            clipping_factor: 2.0,
-            weight_factor: 2.0,
+            clipping_factor: 1.2,
+            weight_factor: 1.2,
             learning_rate_factor: 2.0,
             learning_rate_step: 1.4,
             beta_1_distance: 0.1,

@@ -48,8 +48,10 @@ kinds! {
     SacLearningRate = "sac-learning-rate",
     /// The published method's action set: clipping norms and noise, learned from scratch, one action every 112 steps.
     Paper = "paper",
-    /// The agent's warm-up rule, frozen.
+    /// The warm-up rule at the scheduled learning rate.
     Rule = "rule",
+    /// The warm-up rule with a learning rate that follows the descent: what the agent moves around, frozen.
+    RuleDescent = "rule-descent",
     /// A policy that draws the agent's actions uniformly.
     Random = "random",
     /// One clipping norm over all adapters, never changed (Abadi et al. 2016).
@@ -140,6 +142,37 @@ impl ControllerKind {
         (self == Self::Paper).then_some(PAPER_INTERVAL)
     }
 
+    /// Whether [`AgentOptions`] matter to this kind.
+    #[must_use]
+    pub fn is_agent(self) -> bool {
+        self.has_policy() || self == Self::Random
+    }
+
+    /// Whether this kind acts by a policy that [`AgentOptions`] describe.
+    #[must_use]
+    pub fn has_policy(self) -> bool {
+        match self {
+            Self::Sac
+            | Self::SacScratch
+            | Self::SacFrozen
+            | Self::SacRadii
+            | Self::SacNoise
+            | Self::SacLearningRate
+            | Self::Paper => true,
+            Self::Rule
+            | Self::RuleDescent
+            | Self::Random
+            | Self::Constant
+            | Self::ConstantPerAdapter
+            | Self::Automatic
+            | Self::Quantile
+            | Self::QuantilePerAdapter
+            | Self::Decay
+            | Self::GlobalAdapt
+            | Self::AdaClip => false,
+        }
+    }
+
     /// The agent's settings under this kind: what the kind's name says, laid over the given ones.
     #[must_use]
     pub fn agent_options(self, given: &AgentOptions) -> AgentOptions {
@@ -218,9 +251,13 @@ impl ControllerKind {
                 Box::new(AgentController::new(&setup, seed, device)?.named(name))
             }
             Self::Rule => Box::new(RuleController::new(&setup.dimensions, norm)?),
+            Self::RuleDescent => Box::new(
+                RuleController::new(&setup.dimensions, norm)?.following_descent(setup.batch_size),
+            ),
             Self::Random => Box::new(RandomController::new(
                 &setup.dimensions,
                 norm,
+                setup.batch_size,
                 setup.actions(),
                 seed,
             )?),

@@ -15,7 +15,7 @@ mod rule;
 mod step_view;
 
 pub use actions::{ACTION, ActionSpace};
-pub use agent::{AgentController, AgentOptions};
+pub use agent::{AgentController, AgentOptions, shipped_policy};
 pub use bounds::Bounds;
 pub use decision::{ClipCounts, Clipping, Decision, NoiseWish, PostProcessing};
 pub use kinds::{ControllerKind, ControllerSetup};
@@ -26,7 +26,7 @@ pub use rivals::{
     GlobalAdaptOptions, PerAdapterQuantileController, PerAdapterQuantileOptions,
     QuantileController, QuantileOptions, RandomController, RivalOptions,
 };
-pub use rule::{RuleController, WarmUpRule};
+pub use rule::{DescentFollower, RuleController, WarmUpRule};
 pub use step_view::StepView;
 
 use std::path::Path;

@@ -54,6 +54,12 @@ pub struct AdapterView {
     pub signal_to_noise: Visible,
     /// Cosine between successive released gradients.
     pub cosine: Visible,
+    /// What the released gradients say that a step gained: minus the inner product of the released gradient with the
+    /// displacement that led to where it was taken. Its noise is independent of that displacement, so it is unbiased; in units of
+    /// clipped gradients. Free: post-processing.
+    pub descent: Visible,
+    /// Standard deviation that the known noise makes in one step's `descent`.
+    pub descent_noise: Visible,
     /// Euclidean norm of the adapter's parameters.
     pub parameter_norm: Visible,
     /// The clipping norm in force.
@@ -111,24 +117,33 @@ impl RowKind {
 }
 
 /// Features per row: what [`Observation::features`] lists.
-pub const FEATURES: usize = 23;
-/// Learning rate that the feature of it is relative to.
-const USUAL_LEARNING_RATE: f64 = 5e-3;
+pub const FEATURES: usize = 24;
 /// Noise in nats at which a released loss, and the last fall of it, count half in the features: what one usually sees.
 const HALF_HEARD: (f64, f64) = (0.5, 0.03);
 /// Columns of a row that are an adapter's own.
-const OWN: usize = 7;
+const OWN: usize = 8;
 
 impl Observation {
-    /// The observation as rows of 23 numbers: one for every adapter if there is a row of that kind, and one for each other
+    /// What a step of all adapters together gained, in standard deviations of the noise in it: far above zero while steps
+    /// are shorter than they could be, below zero where they overshoot. Zero before the second step.
+    #[must_use]
+    pub fn descent(&self) -> f64 {
+        let sum: f64 = self.adapters.iter().map(|a| a.descent.get()).sum();
+        let noise = self.adapters.iter().map(|a| a.descent_noise.get().powi(2));
+        in_deviations(sum, noise.sum::<f64>().sqrt())
+    }
+
+    /// The observation as rows of 24 numbers: one for every adapter if there is a row of that kind, and one for each other
     /// kind. Each number is scaled to order one and bounded, so that one policy serves any model.
     ///
-    /// A row is: 0 clipped share around its aim of 0.95; 1 log clipping norm; 2 log relative noise weight; 3 signal
-    /// to noise; 4 cosine; 5 log parameter norm; 6 log dimension (these seven are averages over adapters in rows of other
-    /// kinds); 7 to 10 the row's kind, one of four; then the same for every row: 11 progress; 12 epsilon spent; 13 loss
-    /// fallen so far; 14 last improvement, both the smaller the noisier they are; 15 log noise multiplier; 16 log
-    /// learning-rate factor; 17 log scheduled learning rate; 18 momentum; 19 noise correction; 20 denoising gain; 21 averaging
-    /// decay; 22 one.
+    /// A row is: 0 clipped share around its aim of 0.95; 1 log clipping norm; 2 log relative noise weight; 3 excess of the
+    /// gradient's squared norm over its noise's; 4 cosine of successive gradients; 5 descent; these three in deviations of
+    /// their noise, since a signal that is plain over all coordinates is far below the noise of one; 6 log parameter norm; 7
+    /// log dimension (these eight are averages over adapters in rows of other kinds); 8 to 11 the row's kind, one of four;
+    /// then the same for every row: 12 progress; 13 epsilon spent; 14 loss fallen so far; 15 last improvement, both the
+    /// smaller the noisier they are; 16 log noise multiplier; 17 log learning-rate factor; 18 descent of all adapters
+    /// together; 19 momentum; 20 noise correction; 21 denoising gain; 22 averaging decay; 23 one. The learning rate itself is
+    /// not among them: what is a good one differs between tasks, and the descent tells.
     #[must_use]
     pub fn features(&self, kinds: &[RowKind]) -> Vec<Vec<f32>> {
         let count = self.adapters.len().max(1) as f64;
@@ -140,10 +155,7 @@ impl Observation {
             heard(self.loss_noise, HALF_HEARD.1) * bounded(10.0 * self.improvement.get(), 2.0),
             bounded(self.noise_multiplier.max(1e-6).ln(), 3.0),
             bounded(2.0 * self.learning_rate_factor.max(1e-6).ln(), 3.0),
-            bounded(
-                (self.learning_rate.max(1e-12) / USUAL_LEARNING_RATE).ln(),
-                3.0,
-            ),
+            compressed(self.descent()),
             bounded(10.0 * (self.beta_1 - 0.8), 3.0),
             bounded(self.post_processing.noise_correction, 1.0),
             bounded(2.0 * (1.0 - self.post_processing.denoising_gain), 2.0),
@@ -154,14 +166,19 @@ impl Observation {
             .adapters
             .iter()
             .map(|adapter| {
+                let dimension = adapter.dimension.max(1) as f64;
                 [
                     bounded(5.0 * (adapter.clipped_fraction.get() - 0.95), 2.0),
                     bounded(0.5 * adapter.clipping_norm.max(1e-9).ln(), 4.0),
                     bounded((adapter.noise_weight * count).max(1e-9).ln(), 3.0),
-                    bounded(adapter.signal_to_noise.get(), 3.0),
-                    bounded(adapter.cosine.get(), 1.0),
+                    compressed(adapter.signal_to_noise.get().exp_m1() * (0.5 * dimension).sqrt()),
+                    compressed(adapter.cosine.get() * dimension.sqrt()),
+                    compressed(in_deviations(
+                        adapter.descent.get(),
+                        adapter.descent_noise.get(),
+                    )),
                     bounded(0.5 * adapter.parameter_norm.get().max(1e-6).ln(), 3.0),
-                    bounded(((adapter.dimension.max(1)) as f64).ln() - 8.0, 4.0),
+                    bounded(dimension.ln() - 8.0, 4.0),
                 ]
             })
             .collect();
@@ -185,6 +202,20 @@ impl Observation {
         }
         rows
     }
+}
+
+/// `value` over the deviation of its noise; zero where there is none, since nothing was measured then.
+fn in_deviations(value: f64, deviation: f64) -> f64 {
+    if deviation > 0.0 {
+        value / deviation
+    } else {
+        0.0
+    }
+}
+
+/// A number in deviations of its noise, on a scale on which one and thirty both are of order one.
+fn compressed(deviations: f64) -> f64 {
+    bounded(0.5 * (3.0 * deviations).asinh(), 3.0)
 }
 
 /// The share of a number that is worth hearing under noise of this deviation, a half where it is `half`.

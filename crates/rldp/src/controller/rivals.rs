@@ -134,11 +134,12 @@ impl RandomController {
     pub fn new(
         dimensions: &[usize],
         clipping_norm: f64,
+        batch_size: f64,
         actions: ActionSpace,
         seed: u64,
     ) -> Result<Self, RldpError> {
         Ok(Self {
-            rule: WarmUpRule::new(dimensions, clipping_norm)?,
+            rule: WarmUpRule::new(dimensions, clipping_norm)?.following_descent(batch_size),
             actions,
             random: ChaCha20Rng::seed_from_u64(seed),
             last_factor: 1.0,
@@ -173,13 +174,12 @@ impl Controller for RandomController {
             })
             .collect();
         let decision = self.actions.apply(&self.rule, &action, self.last_factor);
-        self.last_factor = decision.learning_rate_factor;
+        self.last_factor = decision.learning_rate_factor / self.rule.learning_rate_factor();
         Ok(decision)
     }
 
     fn outcome(&mut self, outcome: &Outcome) -> Result<(), RldpError> {
-        self.rule
-            .follow(outcome.next.adapters.iter().map(|a| a.clipped_fraction));
+        self.rule.follow(&outcome.next);
         Ok(())
     }
 

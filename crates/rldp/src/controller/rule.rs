@@ -4,7 +4,6 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::observation::Visible;
 use super::{Controller, Decision, Observation, Outcome, from_state, to_state};
 use crate::error::RldpError;
 
@@ -19,11 +18,13 @@ const BETA_1: f64 = 0.8;
 const CLIPPING_RANGE: (f64, f64) = (1e-6, 1e4);
 
 /// The warm-up rule: noise split by dimension, clipping norms that follow the released clipped share towards 95 %,
-/// first-moment decay 0.8, learning rate as scheduled.
+/// first-moment decay 0.8, learning rate as scheduled, or scheduled and following the descent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WarmUpRule {
     clipping_norms: Vec<f64>,
     noise_weights: Vec<f64>,
+    /// `None` for a learning rate as scheduled.
+    follower: Option<DescentFollower>,
 }
 
 impl WarmUpRule {
@@ -50,13 +51,31 @@ impl WarmUpRule {
                 .iter()
                 .map(|d| (*d).max(1) as f64 / total)
                 .collect(),
+            follower: None,
         })
     }
 
-    /// Moves the clipping norms towards the aim, by what the last interval released.
-    pub fn follow(&mut self, clipped_fractions: impl Iterator<Item = Visible>) {
-        for (norm, fraction) in self.clipping_norms.iter_mut().zip(clipped_fractions) {
-            let surplus = (fraction.get() - CLIPPED_AIM).clamp(-1.0, 1.0);
+    /// The same rule with a learning rate that follows the descent, for batches of this many expected units: the rule that the
+    /// agent moves around.
+    #[must_use]
+    pub fn following_descent(mut self, batch_size: f64) -> Self {
+        self.follower = Some(DescentFollower::new(batch_size));
+        self
+    }
+
+    /// The factor on the scheduled learning rate now.
+    #[must_use]
+    pub fn learning_rate_factor(&self) -> f64 {
+        self.follower.map_or(1.0, |follower| follower.factor())
+    }
+
+    /// Moves the clipping norms towards the aim, and the learning rate if it follows, by what the last interval released.
+    pub fn follow(&mut self, seen: &Observation) {
+        if let Some(follower) = &mut self.follower {
+            follower.follow(seen);
+        }
+        for (norm, adapter) in self.clipping_norms.iter_mut().zip(&seen.adapters) {
+            let surplus = (adapter.clipped_fraction.get() - CLIPPED_AIM).clamp(-1.0, 1.0);
             let surplus = if surplus.is_nan() { 0.0 } else { surplus };
             *norm =
                 (*norm * (CLIPPING_RATE * surplus).exp()).clamp(CLIPPING_RANGE.0, CLIPPING_RANGE.1);
@@ -68,14 +87,63 @@ impl WarmUpRule {
     pub fn decision(&self) -> Decision {
         Decision {
             beta_1: BETA_1,
+            learning_rate_factor: self.learning_rate_factor(),
             ..Decision::per_adapter(self.clipping_norms.clone(), self.noise_weights.clone())
         }
     }
 }
 
-/// The warm-up rule as a controller of its own: what the agent would do if it never learned.
+/// A factor on the learning rate that follows what the released gradients say of the steps taken
+/// ([`Observation::descent`]): longer steps while they gain plainly, shorter ones when they gain too little.
+///
+/// In the spirit of hypergradient descent (Baydin et al. 2018), whose signal is the same inner product. Aim, width and largest
+/// change are ours, found on public text (docs/results/compare/README.md).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DescentFollower {
+    batch_size: f64,
+    factor: f64,
+}
+
+impl DescentFollower {
+    /// What a step should gain, for each unit in the batch and for a noise multiplier of one, in deviations of its noise: a
+    /// step's signal grows with the units and its noise with the multiplier.
+    const AIM: f64 = 0.011;
+    /// Distance from the aim, in deviations, at which the answer is three quarters of the largest.
+    const WIDTH: f64 = 1.25;
+    /// Largest change of the factor's logarithm in a decision.
+    const CHANGE: f64 = 0.5;
+    /// Largest factor, and divisor.
+    const RANGE: f64 = 10.0;
+
+    /// A factor of one, for batches of this many expected units.
+    #[must_use]
+    pub fn new(batch_size: f64) -> Self {
+        Self {
+            batch_size,
+            factor: 1.0,
+        }
+    }
+
+    /// The factor now.
+    #[must_use]
+    pub fn factor(&self) -> f64 {
+        self.factor
+    }
+
+    /// Takes in what an interval's steps gained.
+    pub fn follow(&mut self, seen: &Observation) {
+        let aim = Self::AIM * self.batch_size / seen.noise_multiplier.max(1e-6);
+        let change = Self::CHANGE * ((seen.descent() - aim) / Self::WIDTH).tanh();
+        if !change.is_nan() {
+            self.factor = (self.factor * change.exp()).clamp(1.0 / Self::RANGE, Self::RANGE);
+        }
+    }
+}
+
+/// The warm-up rule as a controller of its own.
 #[derive(Clone, Debug)]
 pub struct RuleController {
+    name: &'static str,
     rule: WarmUpRule,
 }
 
@@ -86,14 +154,23 @@ impl RuleController {
     /// As [`WarmUpRule::new`].
     pub fn new(dimensions: &[usize], clipping_norm: f64) -> Result<Self, RldpError> {
         Ok(Self {
+            name: "rule",
             rule: WarmUpRule::new(dimensions, clipping_norm)?,
         })
+    }
+
+    /// The same with a learning rate that follows the descent, for batches of this many expected units: the agent's warm-up rule.
+    #[must_use]
+    pub fn following_descent(mut self, batch_size: f64) -> Self {
+        self.name = "rule-descent";
+        self.rule = self.rule.following_descent(batch_size);
+        self
     }
 }
 
 impl Controller for RuleController {
     fn name(&self) -> &'static str {
-        "rule"
+        self.name
     }
 
     fn decide(&mut self, _observation: &Observation) -> Result<Decision, RldpError> {
@@ -101,8 +178,7 @@ impl Controller for RuleController {
     }
 
     fn outcome(&mut self, outcome: &Outcome) -> Result<(), RldpError> {
-        self.rule
-            .follow(outcome.next.adapters.iter().map(|a| a.clipped_fraction));
+        self.rule.follow(&outcome.next);
         Ok(())
     }
 

@@ -843,6 +843,7 @@ impl<'a, S> Run<'a, S> {
         self.progress.taken += 1;
         watcher.released(&plan.event(taken + 1));
         let before = (self.progress.applied == 0).then(|| self.step.squared_norms(&model));
+        let here = S::STEERED.then(|| self.step.flat_parameters(&model));
         let model = self.step.apply(model, &release, learning_rate, beta_1)?;
         self.progress.applied += 1;
         if let Some(before) = before {
@@ -860,6 +861,11 @@ impl<'a, S> Run<'a, S> {
         });
         if S::STEERED {
             self.observe(&release, clipped.as_deref());
+        }
+        if let Some(here) = here {
+            let there = self.step.flat_parameters(&model).into_iter();
+            let moved = there.zip(here).map(|(after, before)| after - before);
+            self.statistics.moved(moved.collect());
         }
         controller.step(
             &StepView {
@@ -934,6 +940,8 @@ impl<'a, S> Run<'a, S> {
                 clipped_fraction: Visible::post_processed(statistics.clipped_fraction),
                 signal_to_noise: Visible::post_processed(statistics.signal_to_noise),
                 cosine: Visible::post_processed(statistics.cosine),
+                descent: Visible::post_processed(statistics.descent),
+                descent_noise: Visible::post_processed(statistics.descent_noise),
                 parameter_norm: Visible::post_processed(norms[index].sqrt()),
                 clipping_norm: decision
                     .map_or(config.clipping_norm, |d| d.of_adapter(index, count).0),

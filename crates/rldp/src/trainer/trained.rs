@@ -62,6 +62,11 @@ pub(crate) trait Trained<M> {
     /// Squared Euclidean norm of every part's parameters.
     fn squared_norms(&self, model: &M) -> Vec<f64>;
 
+    /// Every part's trained parameters as one flat tensor, in the order of a release's gradients; none where nothing is steered.
+    fn flat_parameters(&self, _model: &M) -> Vec<Tensor<1>> {
+        Vec::new()
+    }
+
     /// The trained parameters, for a checkpoint.
     fn tensors(&self, model: &M) -> Result<Vec<HostTensor>, RldpError>;
 
@@ -178,6 +183,24 @@ impl<M: LanguageModel> Trained<M> for PrivateStep {
 
     fn squared_norms(&self, model: &M) -> Vec<f64> {
         adapters(model).layers.iter().map(squared_norm).collect()
+    }
+
+    fn flat_parameters(&self, model: &M) -> Vec<Tensor<1>> {
+        struct Flat(Vec<Tensor<1>>);
+        impl ModuleVisitor for Flat {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                if param.is_require_grad() {
+                    let value = param.val().without_autodiff();
+                    self.0.push(value.flatten(0, D - 1));
+                }
+            }
+        }
+        let flat = |layer| {
+            let mut flat = Flat(Vec::new());
+            Module::visit(layer, &mut flat);
+            Tensor::cat(flat.0, 0)
+        };
+        adapters(model).layers.iter().map(flat).collect()
     }
 
     fn tensors(&self, model: &M) -> Result<Vec<HostTensor>, RldpError> {

@@ -15,6 +15,8 @@ fn observation(adapters: usize) -> Observation {
         dimension: 10,
         clipped_fraction: visible,
         signal_to_noise: visible,
+        descent: visible,
+        descent_noise: visible,
         cosine: visible,
         parameter_norm: visible,
         clipping_norm: 1.0,
