@@ -113,7 +113,7 @@ pub fn privacy_curve_svg(title: &str, curves: &[(&str, &[Point])], mark: Option<
         e += tick;
     }
     svg += &format!(
-        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">epsilon</text>\
+        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">epsilon (nats)</text>\
          <text x=\"18\" y=\"{:.1}\" text-anchor=\"middle\" transform=\"rotate(-90 18 {:.1})\">delta</text>\n",
         0.5 * (LEFT + WIDTH - RIGHT),
         HEIGHT - 14.0,
@@ -144,7 +144,8 @@ pub fn privacy_curve_svg(title: &str, curves: &[(&str, &[Point])], mark: Option<
             y(p.delta),
             x(p.epsilon) - 10.0,
             y(p.delta) + 16.0,
-            p.epsilon,
+            // Upward: what is printed must hold too.
+            (p.epsilon * 1e3).ceil() / 1e3,
             p.delta
         );
     }

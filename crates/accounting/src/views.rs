@@ -95,6 +95,7 @@ pub fn attacker_view(
     {
         trade_off.push((rate, lower_envelope(&privacy_curve, rate)));
     }
+    trade_off.sort_by(|a, b| a.0.total_cmp(&b.0));
     Ok(AttackerView {
         privacy_curve,
         advantage_upper,

@@ -357,6 +357,13 @@ fn one_step_agent() -> AgentController {
     AgentController::new(&setup, 7, &Device::default()).unwrap()
 }
 
+/// The rule that the agent of [`setup`] moves around.
+fn agents_rule() -> WarmUpRule {
+    WarmUpRule::new(&DIMENSIONS, 0.1)
+        .unwrap()
+        .following_descent(setup().batch_size)
+}
+
 /// Runs an agent through these validation losses, and gives its decisions.
 fn episode(agent: &mut AgentController, losses: &[f64]) -> Vec<Decision> {
     let last = losses.len() - 1;
@@ -390,7 +397,7 @@ fn transitions_hold_what_happened() {
     let decisions = episode(&mut agent, &losses);
     let replay = agent.agent().replay().unwrap();
     assert_eq!(replay.len(), losses.len() - 1);
-    let rule = WarmUpRule::new(&DIMENSIONS, 0.1).unwrap();
+    let mut rule = agents_rule();
     let actions = setup().actions();
     let mut factor = 1.0;
     for index in 0..replay.len() {
@@ -408,7 +415,7 @@ fn transitions_hold_what_happened() {
             "{} is not {reward}",
             stored.reward
         );
-        // The stored action is the one that the decision came from (the rule stands still at its aim).
+        // The stored action is the one that the decision came from.
         let action: Vec<Vec<f32>> = stored.action.chunks(ACTION).map(<[f32]>::to_vec).collect();
         let decision = actions.apply(&rule, &action, factor);
         assert_eq!(decision.noise_weights, decisions[index].noise_weights);
@@ -416,7 +423,8 @@ fn transitions_hold_what_happened() {
             decision.learning_rate_factor,
             decisions[index].learning_rate_factor
         );
-        factor = decision.learning_rate_factor;
+        factor = decision.learning_rate_factor / rule.learning_rate_factor();
+        rule.follow(&observation(0.5, 0.95, 0.1));
     }
 }
 
@@ -504,7 +512,21 @@ fn an_agent_that_hears_nothing_does_not_learn() {
     assert!(updates > 0 && quiet[0] != quiet[1]);
     let (updates, loud) = run(0.5);
     assert_eq!(updates, 0);
-    assert_eq!(loud[0], loud[1]);
+    // The same action twice: what moved is the rule's learning rate.
+    let mut rule = agents_rule();
+    rule.follow(&observation(0.0, 0.95, 0.1));
+    let moved = rule.learning_rate_factor();
+    assert!(moved > 1.0);
+    let expected = Decision {
+        learning_rate_factor: loud[0].learning_rate_factor * moved,
+        ..loud[0].clone()
+    };
+    assert!((loud[1].learning_rate_factor - expected.learning_rate_factor).abs() < 1e-12);
+    let second = Decision {
+        learning_rate_factor: expected.learning_rate_factor,
+        ..loud[1].clone()
+    };
+    assert_eq!(second, expected);
 }
 
 /// A reward beyond another run's: nothing is left where both fall alike.
