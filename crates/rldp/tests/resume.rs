@@ -413,8 +413,7 @@ fn a_run_is_resumed_with_its_own_settings_only() {
         .path()
         .join("snapshots")
         .join((taken / 2).to_string());
-    type Change = fn(&mut Case);
-    let changes: [(&str, Change); 10] = [
+    let changes: [Change; 10] = [
         ("epsilon", |c| c.config.epsilon = 9.0),
         ("delta", |c| c.config.delta = Some(1e-2)),
         ("steps", |c| c.config.steps = 8),
@@ -428,19 +427,7 @@ fn a_run_is_resumed_with_its_own_settings_only() {
         ("base_model_fingerprint", |c| c.model = 4),
         ("token_fingerprint", |c| c.salt = 9),
     ];
-    let ledger = std::fs::read(folder.join("ledger.jsonl")).unwrap();
-    for (named, change) in changes {
-        let mut changed = good.clone();
-        change(&mut changed);
-        let error = run(&changed, &folder, true, &mut Released::default()).unwrap_err();
-        assert!(matches!(error, RldpError::Changed { .. }), "{error}");
-        assert!(error.to_string().contains(named), "{named}: {error}");
-    }
-    assert_eq!(
-        std::fs::read(folder.join("ledger.jsonl")).unwrap(),
-        ledger,
-        "a refused resumption wrote into the ledger"
-    );
+    refuses(&good, &folder, &changes);
     // Without being asked to resume, a folder with a run is left alone; memory settings may change.
     assert!(matches!(
         run(&good, &folder, false, &mut Released::default()),
@@ -449,6 +436,26 @@ fn a_run_is_resumed_with_its_own_settings_only() {
     let mut smaller = good;
     smaller.config.micro_batch = 1;
     run(&smaller, &folder, true, &mut Released::default()).unwrap();
+}
+
+/// A setting's name, and a change of it.
+type Change = (&'static str, fn(&mut Case));
+
+/// Each of these changes is refused by name, and none writes into the ledger.
+fn refuses(good: &Case, folder: &Path, changes: &[Change]) {
+    let ledger = std::fs::read(folder.join("ledger.jsonl")).unwrap();
+    for (named, change) in changes {
+        let mut changed = good.clone();
+        change(&mut changed);
+        let error = run(&changed, folder, true, &mut Released::default()).unwrap_err();
+        assert!(matches!(error, RldpError::Changed { .. }), "{error}");
+        assert!(error.to_string().contains(named), "{named}: {error}");
+    }
+    assert_eq!(
+        std::fs::read(folder.join("ledger.jsonl")).unwrap(),
+        ledger,
+        "a refused resumption wrote into the ledger"
+    );
 }
 
 #[test]
@@ -460,8 +467,7 @@ fn a_full_run_is_resumed_with_its_own_settings_only() {
         .path()
         .join("snapshots")
         .join((taken / 2).to_string());
-    type Change = fn(&mut Case);
-    let changes: [(&str, Change); 9] = [
+    let changes: [Change; 9] = [
         ("epsilon", |c| c.config.epsilon = 9.0),
         ("delta", |c| c.config.delta = Some(1e-2)),
         ("steps", |c| c.config.steps = 8),
@@ -472,19 +478,7 @@ fn a_full_run_is_resumed_with_its_own_settings_only() {
         ("token_fingerprint", |c| c.salt = 9),
         ("trainable", |c| c.full = false),
     ];
-    let ledger = std::fs::read(folder.join("ledger.jsonl")).unwrap();
-    for (named, change) in changes {
-        let mut changed = good.clone();
-        change(&mut changed);
-        let error = run(&changed, &folder, true, &mut Released::default()).unwrap_err();
-        assert!(matches!(error, RldpError::Changed { .. }), "{error}");
-        assert!(error.to_string().contains(named), "{named}: {error}");
-    }
-    assert_eq!(
-        std::fs::read(folder.join("ledger.jsonl")).unwrap(),
-        ledger,
-        "a refused resumption wrote into the ledger"
-    );
+    refuses(&good, &folder, &changes);
     assert!(matches!(
         run(&good, &folder, false, &mut Released::default()),
         Err(RldpError::RunExists { .. })
