@@ -5,7 +5,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use crate::error::OptimError;
-use crate::gradients::RowMap;
+use crate::row_map::RowMap;
 
 /// Which rows of a table belong to which privacy unit.
 ///

@@ -3,8 +3,9 @@
 use burn::tensor::Tensor;
 
 use crate::error::{OptimError, same_length};
-use crate::gradients::{Layout, PerExampleGradients, RowMap};
+use crate::gradients::{Layout, PerExampleGradients};
 use crate::kernels::{Kernel, TensorSum, Units, read};
+use crate::row_map::RowMap;
 
 /// The gradients of one micro-batch's privacy units, in whatever form a source has them.
 ///

@@ -8,9 +8,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::flex::by_lanes;
-use super::math;
-use super::product::{Panels, Shared, Tile, Tiles, View, multiply_transposed};
+use super::math::{self, by_lanes};
+use super::product::{FRESH, Panels, Shared, Tile, Tiles, View, multiply_transposed};
 use super::tile::{COLUMNS, Kernel, Segment, Target};
 
 /// Queries whose weights are kept at once in the backward pass.
@@ -199,6 +198,9 @@ impl Causal {
             let keys = Panels::small_wide(key.view(self, example, kv_head).transposed());
             let values = Panels::small(value.view(self, example, kv_head));
             SCRATCH.with_borrow_mut(|scratch| {
+                if FRESH {
+                    *scratch = Scratch::default();
+                }
                 for head in kv_head * group..(kv_head + 1) * group {
                     let Scratch {
                         queries,
@@ -264,6 +266,9 @@ impl Causal {
             let key_rows = Panels::small(key.view(self, example, kv_head));
             let values = Panels::small_wide(value.view(self, example, kv_head).transposed());
             SCRATCH.with_borrow_mut(|scratch| {
+                if FRESH {
+                    *scratch = Scratch::default();
+                }
                 let Scratch {
                     queries,
                     grads,

@@ -6,7 +6,7 @@ use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::DType;
 use rayon::prelude::*;
 
-use super::math;
+use super::math::{self, by_lanes};
 use super::ops::{FusedPasses, composed};
 
 /// Elements a thread takes at a time.
@@ -183,22 +183,4 @@ fn softmax_backward_row(output: &[f32], grad: &mut [f32]) {
     for (grad, output) in grad.iter_mut().zip(output) {
         *grad -= output * dot;
     }
-}
-
-/// Reduces eight interleaved parts side by side: one chain of additions cannot be vectorised.
-#[inline(always)]
-pub(super) fn by_lanes(values: &[f32], start: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
-    const LANES: usize = 8;
-    let mut lanes = [start; LANES];
-    let chunks = values.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane = combine(*lane, *value);
-        }
-    }
-    lanes
-        .iter()
-        .chain(rest)
-        .fold(start, |total, value| combine(total, *value))
 }

@@ -6,8 +6,7 @@
 
 use rayon::prelude::*;
 
-use super::flex::by_lanes;
-use super::math;
+use super::math::{self, by_lanes};
 use super::product::{Buffer, Left, Panels, Shared, Span, View, blocks, multiply_block};
 
 /// Words at a time.

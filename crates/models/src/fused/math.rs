@@ -114,6 +114,24 @@ pub(crate) fn silu_slope(x: f32) -> f32 {
     gate * (1.0 + x * (1.0 - gate))
 }
 
+/// Reduces eight interleaved parts side by side: one chain of additions cannot be vectorised.
+#[inline(always)]
+pub(crate) fn by_lanes(values: &[f32], start: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
+    const LANES: usize = 8;
+    let mut lanes = [start; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = combine(*lane, *value);
+        }
+    }
+    lanes
+        .iter()
+        .chain(rest)
+        .fold(start, |total, value| combine(total, *value))
+}
+
 #[cfg(test)]
 mod tests {
     use super::{exp, gelu, gelu_slope, sigmoid, silu_slope};

@@ -2,8 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::flex::by_lanes;
-use super::math;
+use super::math::{self, by_lanes};
 use super::product::Shared;
 
 /// Which normalisation.

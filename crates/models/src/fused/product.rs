@@ -156,6 +156,10 @@ impl Panels {
     }
 }
 
+/// Builds with debug assertions use no scratch memory twice and fill it with NaN: sanitizers see where every buffer ends, and
+/// whoever reads what nobody wrote.
+pub(super) const FRESH: bool = cfg!(debug_assertions);
+
 /// Scratch memory that is used again: fresh pages from the system would cost more than the work.
 pub(crate) struct Buffer(Vec<f32>);
 
@@ -179,7 +183,7 @@ impl Buffer {
             None => Vec::new(),
         };
         drop(spare);
-        data.resize(size, 0.0);
+        data.resize(size, if FRESH { f32::NAN } else { 0.0 });
         Self(data)
     }
 
@@ -193,7 +197,7 @@ impl Drop for Buffer {
         let mut spare = SPARE
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        if spare.len() < SPARE_BUFFERS {
+        if !FRESH && spare.len() < SPARE_BUFFERS {
             spare.push(std::mem::take(&mut self.0));
         }
     }
@@ -267,7 +271,9 @@ impl Tiles {
                 offset += (end - start) * inner.next_multiple_of(LANE);
             }
         }
-        if self.data.len() < offset {
+        if FRESH {
+            self.data = vec![f32::NAN; offset];
+        } else if self.data.len() < offset {
             self.data.resize(offset, 0.0);
         }
     }

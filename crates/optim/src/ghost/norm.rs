@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor};
 
 use super::factor::Factor;
 use crate::error::OptimError;
-use crate::gradients::RowMap;
+use crate::row_map::RowMap;
 
 /// Half the distance between 1 and the next single-precision number.
 const UNIT: f64 = 1.0 / 16_777_216.0;

@@ -11,8 +11,9 @@ use super::norm::{self, NormBound};
 use super::normalisation::Normalisation;
 use super::tap::{Probe, tap};
 use crate::error::{OptimError, same_length};
-use crate::gradients::{GroupGradients, RowMap};
+use crate::gradients::GroupGradients;
 use crate::optimizer::{ParameterGroups, ParameterSlot};
+use crate::row_map::RowMap;
 
 /// Records the layers of one forward pass.
 ///

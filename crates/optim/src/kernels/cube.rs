@@ -21,7 +21,7 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 
 use crate::error::OptimError;
-use crate::gradients::RowMap;
+use crate::row_map::RowMap;
 
 /// Most threads in a cube: WebGPU's default limit.
 const THREADS: usize = 256;

@@ -9,7 +9,7 @@ use burn::backend::{
 };
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use crate::gradients::RowMap;
+use crate::row_map::RowMap;
 
 /// Per-unit reductions of per-example gradients, `[rows, coordinates]` in single precision.
 #[backend_extension(Flex: cfg(feature = "flex"), NdArray: cfg(feature = "ndarray"))]
@@ -95,8 +95,8 @@ mod flex {
     use burn::tensor::TensorData;
 
     use super::PerExampleOps;
-    use crate::gradients::RowMap;
     use crate::kernels::host;
+    use crate::row_map::RowMap;
 
     impl PerExampleOps for Flex {
         fn squared_norms(gradients: FloatTensor<Self>, rows: RowMap) -> FloatTensor<Self> {
@@ -137,8 +137,8 @@ mod ndarray {
     use burn::tensor::TensorData;
 
     use super::PerExampleOps;
-    use crate::gradients::RowMap;
     use crate::kernels::host;
+    use crate::row_map::RowMap;
 
     type Primitive = FloatTensor<NdArray>;
 

@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::gradients::RowMap;
 use crate::random::{CHUNK, GridNoise};
+use crate::row_map::RowMap;
 use crate::wide::widest;
 
 /// Coordinates per task of the sum: its accumulators stay in the first-level cache.

@@ -18,8 +18,8 @@ mod reference;
 use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData};
 
 use crate::error::OptimError;
-use crate::gradients::RowMap;
 use crate::random::GridNoise;
+use crate::row_map::RowMap;
 
 /// Which implementation of the passes is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

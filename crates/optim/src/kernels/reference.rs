@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use super::read;
 use crate::error::OptimError;
-use crate::gradients::RowMap;
+use crate::row_map::RowMap;
 
 /// Units whose limbs are added at once: `512 * 2^15 = 2^24`, so that every partial sum is a whole number that single precision
 /// holds exactly, in whatever order it is made.
