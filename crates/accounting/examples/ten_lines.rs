@@ -1,5 +1,6 @@
 //! The accountant in ten lines: calibrate noise, certify epsilon, compare accountants, draw the privacy curve.
 
+use rldp_accounting::print::AtLeast;
 use rldp_accounting::{Adjacency, PrivacyTarget, Segment, calibrate, curve, pld, summary::summary};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -7,7 +8,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let sigma = calibrate::noise_multiplier(&target, 0.01, 1_000)?;
     let run = [Segment::new(0.01, sigma, 1_000)?];
     println!(
-        "noise multiplier {sigma:.4}\n{}",
+        "noise multiplier {:.4}\n{}",
+        AtLeast(sigma),
         summary(&run, target.delta, Adjacency::AddRemove)?
     );
     let accountant = pld::accountant(&run, pld::PldOptions::default())?;

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::error::AccountingError;
 use crate::pld::PldAccountant;
+use crate::print::AtLeast;
 
 /// One certified point.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -144,8 +145,7 @@ pub fn privacy_curve_svg(title: &str, curves: &[(&str, &[Point])], mark: Option<
             y(p.delta),
             x(p.epsilon) - 10.0,
             y(p.delta) + 16.0,
-            // Upward: what is printed must hold too.
-            (p.epsilon * 1e3).ceil() / 1e3,
+            AtLeast(p.epsilon),
             p.delta
         );
     }

@@ -22,6 +22,7 @@ pub mod gaussian;
 pub mod gdp;
 pub mod ledger;
 pub mod pld;
+pub mod print;
 pub mod rdp;
 pub mod segment;
 mod special;

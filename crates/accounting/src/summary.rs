@@ -8,6 +8,7 @@ use crate::adjacency::Adjacency;
 use crate::error::AccountingError;
 use crate::gdp;
 use crate::pld::{PldOptions, accountant};
+use crate::print::{AtLeast, AtMost};
 use crate::rdp;
 use crate::segment::Segment;
 
@@ -174,7 +175,14 @@ impl fmt::Display for Summary {
             "accountant", "epsilon", "guarantee", "adaptive"
         )?;
         for r in &self.rows {
-            let epsilon = r.epsilon.map_or("-".to_string(), |e| format!("{e:.6}"));
+            let epsilon = r.epsilon.map_or("-".to_string(), |e| {
+                if r.certified {
+                    format!("{:.6}", AtLeast(e))
+                } else {
+                    // A lower bound, or an approximation that is too small anyway.
+                    format!("{:.6}", AtMost(e))
+                }
+            });
             let yes = |b: bool| if b { "yes" } else { "no" };
             writeln!(
                 f,
