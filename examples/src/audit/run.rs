@@ -12,6 +12,7 @@ use rldp::audit::{
 };
 use rldp::data::{Corpus, CorpusOptions, DataKey, Fractions, units};
 use rldp::trainer::{Encoding, Record, TokenUnit, Watcher};
+use rldp_accounting::print::{AtLeast, AtMost};
 use rldp_lora::LoraConfig;
 use rldp_models::{CausalLm, GenerationOptions, LanguageModel as _, LoadedModel, generate};
 use rldp_optim::SecureRandom;
@@ -123,7 +124,9 @@ fn audit(folder: &Path, settings: &Settings) -> Result<(), ExampleError> {
     tell(&covered, people.as_ref(), folder);
     match (covered.largest_bound(), claimed) {
         (Some(bound), Some(claimed)) if bound > claimed => Err(ExampleError::Other(format!(
-            "the lower bound {bound:.4} exceeds the claimed epsilon {claimed:.4}: the guarantee is broken"
+            "the lower bound {:.4} exceeds the claimed epsilon {:.4}: the guarantee is broken",
+            AtMost(bound),
+            AtLeast(claimed)
         ))),
         _ => Ok(()),
     }
@@ -281,8 +284,9 @@ fn generations(
 fn tell(covered: &Covered, people: Option<&PeopleReport>, folder: &Path) {
     match covered.claimed_epsilon {
         Some(epsilon) => println!(
-            "claimed epsilon {epsilon:.4} at delta {:.2e}",
-            covered.delta
+            "claimed epsilon {:.4} at delta {:.2e}",
+            AtLeast(epsilon),
+            AtLeast(covered.delta)
         ),
         None => println!("the run claims no epsilon: it was not private"),
     }
@@ -291,7 +295,7 @@ fn tell(covered: &Covered, people: Option<&PeopleReport>, folder: &Path) {
             "mechanism, {} canary gradients over {} steps: epsilon at least {:.4} ({} of {} guesses right)",
             report.canaries,
             report.steps,
-            report.bound.epsilon_lower,
+            AtMost(report.bound.epsilon_lower),
             report.bound.guesses.correct,
             report.bound.guesses.guesses
         );
@@ -300,7 +304,9 @@ fn tell(covered: &Covered, people: Option<&PeopleReport>, folder: &Path) {
         if let Some(bound) = report.bound {
             println!(
                 "canary texts: epsilon at least {:.4} ({} of {} guesses right)",
-                bound.epsilon_lower, bound.guesses.correct, bound.guesses.guesses
+                AtMost(bound.epsilon_lower),
+                bound.guesses.correct,
+                bound.guesses.guesses
             );
         }
         for attack in &report.attacks {

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use rldp_accounting::curve::{Point, privacy_curve, privacy_curve_svg};
 use rldp_accounting::ledger::Ledger;
 use rldp_accounting::pld::{PldOptions, accountant};
+use rldp_accounting::print::AtLeast;
 use rldp_accounting::summary::summary;
 use rldp_accounting::{AccountingError, Adjacency, PrivacyTarget, Segment, calibrate};
 use rldp_examples::error::{ExampleError, finish};
@@ -225,7 +226,9 @@ fn sigma(question: &Sigma) -> Result<(), ExampleError> {
         }));
     } else {
         println!(
-            "noise multiplier {noise_multiplier:.9} (its epsilon is at most {achieved:.6} at delta {delta:e})"
+            "noise multiplier {:.9} (its epsilon is at most {:.6} at delta {delta:e})",
+            AtLeast(noise_multiplier),
+            AtLeast(achieved)
         );
     }
     Ok(())
@@ -267,30 +270,33 @@ fn ledger(question: &LedgerFile) -> Result<(), ExampleError> {
         return Ok(());
     }
     println!(
-        "unit: {}; adjacency: {:?}; delta {delta:.3e}",
+        "unit: {}; adjacency: {:?}; delta {delta:e}",
         ledger.header.unit, ledger.header.adjacency
     );
     println!(
         "training: epsilon at most {:.6} ({}, {} steps played{})",
-        answer.training.guarantee,
+        AtLeast(answer.training.guarantee),
         answer.training.method,
         answer.training.steps,
         answer
             .training
             .played
             .map_or_else(String::new, |played| format!(
-                ", which alone cost {played:.6}"
+                ", which alone cost {:.6}",
+                AtLeast(played)
             ))
     );
     for part in &answer.parts {
         println!(
             "{}: epsilon at most {:.6} ({} queries)",
-            part.part, part.epsilon, part.queries
+            part.part,
+            AtLeast(part.epsilon),
+            part.queries
         );
     }
     println!(
         "the run: epsilon at most {:.6}, the largest of its disjoint parts",
-        answer.overall
+        AtLeast(answer.overall)
     );
     if answer.torn {
         println!("the last line is torn: its step is counted as released");

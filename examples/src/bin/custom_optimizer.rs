@@ -7,6 +7,7 @@ use burn::module::Module;
 use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig, momentum::MomentumConfig};
 use burn::tensor::{Device, Tensor, activation};
 use rldp_accounting::pld::{PldAccountant, PldOptions};
+use rldp_accounting::print::AtLeast;
 use rldp_accounting::{PrivacyTarget, calibrate};
 use rldp_examples::support2::{Patients, area_under_curve};
 use rldp_optim::query::noisy_mean;
@@ -94,9 +95,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let expected = held_out.len() as f64;
     let accuracy = noisy_mean(Private::new(right), 1.0, expected, query, &mut random)?;
     println!(
-        "trained on {patients} patients with (epsilon, delta) = ({:.4}, {:e}) from {steps} ledger events of noise {noise:.4}",
-        accountant.epsilon_upper(target.delta)?,
-        target.delta
+        "trained on {patients} patients with (epsilon, delta) = ({:.4}, {:e}) from {steps} ledger events of noise {:.4}",
+        AtLeast(accountant.epsilon_upper(target.delta)?),
+        target.delta,
+        AtLeast(noise)
     );
     println!(
         "held-out accuracy, released with noise at the same epsilon: {:.3}",

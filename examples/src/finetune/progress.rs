@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use rldp::trainer::{Record, Watcher};
+use rldp_accounting::print::AtLeast;
 
 /// A progress bar on a terminal, a line now and then elsewhere.
 pub struct Progress {
@@ -48,7 +49,9 @@ impl Progress {
         });
         format!(
             "{loss}epsilon {:.2} of {:.2} | mean radius {:.4}",
-            self.latest.epsilon, self.target, self.latest.radius
+            AtLeast(self.latest.epsilon),
+            self.target,
+            self.latest.radius
         )
     }
 

@@ -1,5 +1,6 @@
 //! What attacks found, as parts of a page.
 
+use rldp_accounting::print::{AtLeast, AtMost};
 use rldp_audit::attack::MembershipReport;
 
 use super::NamedAttack;
@@ -137,7 +138,7 @@ pub fn audit_section(
         ..Section::default()
     };
     let claim = claimed.map_or("the run claims no epsilon".to_owned(), |epsilon| {
-        format!("the run claims \u{3b5} = {epsilon:.4}")
+        format!("the run claims \u{3b5} = {:.4}", AtLeast(epsilon))
     });
     let mut bounds = TableData {
         header: [
@@ -168,9 +169,11 @@ pub fn audit_section(
         let Some(bound) = bound else { continue };
         bounds.rows.push(vec![
             name.to_owned(),
-            claimed.map_or("none".to_owned(), |epsilon| format!("{epsilon:.4}")),
-            format!("{:.4}", bound.epsilon_lower),
-            format!("{:.2e}", bound.delta),
+            claimed.map_or("none".to_owned(), |epsilon| {
+                format!("{:.4}", AtLeast(epsilon))
+            }),
+            format!("{:.4}", AtMost(bound.epsilon_lower)),
+            format!("{:.2e}", AtLeast(bound.delta)),
             format!("{}", bound.confidence),
             bound.guesses.canaries.to_string(),
             bound.guesses.guesses.to_string(),
@@ -181,7 +184,7 @@ pub fn audit_section(
                 "Audit failed".to_owned(),
                 format!(
                     "The lower bound {:.4} of {name} exceeds what the run claims: do not publish.",
-                    bound.epsilon_lower
+                    AtMost(bound.epsilon_lower)
                 ),
             ));
         }
