@@ -19,6 +19,12 @@ batch-size = 6.0
 max-length = 24
 held-out-units = 12
 agent = { updates = 2, warm-up = 0 }
+[attacks]
+canaries = 12
+canary-repeats = [1, 2]
+people = 8
+exposure-samples = 20
+generations = 1
 [[arm]]
 name = "sac"
 [[arm]]
@@ -84,6 +90,22 @@ fn a_study_is_made_in_parts_and_never_twice() {
     assert!(page.contains("NOT PRIVATE") && !page.contains("Unfinished"));
     let csv = std::fs::read_to_string(folder.path().join("out/runs.csv")).unwrap();
     assert_eq!(csv.lines().count(), 9);
+    // All models of the comparison were attacked, those of the tuning were not.
+    let attacked = std::fs::read_to_string(folder.path().join("out/attacks.csv")).unwrap();
+    assert_eq!(attacked.lines().count(), 7, "{attacked}");
+    for line in attacked.lines().skip(1) {
+        // Areas and shares: arm, epsilon, seed and perplexity come first, exposure and the bound are no shares.
+        let cells: Vec<f64> = line
+            .split(',')
+            .skip(4)
+            .map(|cell| cell.parse().unwrap())
+            .collect();
+        for share in [cells[0], cells[2], cells[4], cells[5]] {
+            assert!((0.0..=1.0).contains(&share), "{line}");
+        }
+        assert!(cells[1] > 0.0 && (0.0..4.0).contains(&cells[3]), "{line}");
+    }
+    assert!(page.contains("sac less every other arm"));
     // The same run made anew has the same losses, to the last bit.
     let line = |text: &str| -> serde_json::Value {
         let last = text.lines().next().unwrap();

@@ -118,7 +118,7 @@ fn compare(arguments: &Arguments) -> Result<(), ExampleError> {
         }
         let task = task(&study, job, &mut private, &mut public, &device)?;
         let started = Instant::now();
-        let result = run(job, task, study.curve_every)?;
+        let result = run(job, task, study.curve_every, study.attacks.as_ref())?;
         longest = longest.max(started.elapsed());
         store.append(&result)?;
         made += 1;

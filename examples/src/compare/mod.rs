@@ -1,8 +1,10 @@
 //! The parts of the `compare` and `pretrain_policy` binaries: studies of controllers on the same task.
 
+pub mod attacks;
 pub mod plan;
 pub mod policy;
 pub mod report;
+mod report_attacks;
 pub mod run;
 pub mod statistics;
 pub mod store;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use rldp::controller::{AgentOptions, Bounds, RivalOptions, shipped_policy};
 use rldp::trainer::TrainerConfig;
 
+use super::attacks::Attacks;
 use super::run::RunResult;
 use super::study::{Arm, Grade, Study, cell_label, cells};
 
@@ -28,6 +29,7 @@ pub struct Job {
     /// The task in words.
     task: String,
     every: u64,
+    attacks: Option<Attacks>,
 }
 
 impl Job {
@@ -46,6 +48,9 @@ impl Job {
         let mut settings = serde_json::to_string(&settings).unwrap_or_default();
         if kind.has_policy() {
             settings += &format!("\n{:016x}", fnv1a(shipped_policy()));
+        }
+        if let Some(attacks) = &self.attacks {
+            settings += &serde_json::to_string(attacks).unwrap_or_default();
         }
         let text = format!("{}\n{}\n{settings}", self.task, self.every);
         let kind = if self.tuning { "tuning" } else { "final" };
@@ -152,6 +157,7 @@ fn job(
         seed,
         task: task.label(),
         every: study.curve_every,
+        attacks: study.attacks.clone().filter(|_| purpose == Use::Compare),
     })
 }
 

@@ -12,7 +12,7 @@ use rldp_sac::{PolicyContents, Sac};
 use serde::{Deserialize, Serialize};
 
 use super::study::TaskSettings;
-use super::task::{Rewards, Task};
+use super::task::{Assignment, Rewards, Task};
 use crate::error::ExampleError;
 
 /// The agent with its replay and optimizers, to go on from.
@@ -120,27 +120,38 @@ pub fn pretrain(
             continue;
         };
         // What the rule earns on the same draws, to be taken off the agent's rewards.
-        let (plain, _) = task.run(&config, seed, config.steps, Rewards::Exact, |dimensions| {
+        let assignment = Assignment {
+            config: &config,
+            seed,
+            every: config.steps,
+            rewards: Rewards::Exact,
+            canaries: None,
+        };
+        let plain = task.run(assignment, |dimensions| {
             let rule = RuleController::new(&dimensions, config.clipping_norm)?;
             Ok(rule.following_descent(config.batch_size))
         })?;
         let baseline: Vec<f64> = plain
+            .summary
             .held_out(PUBLIC_VALIDATION)
             .map(|record| record.loss)
             .collect();
         let from = agent.take();
-        let (summary, controller) =
-            task.run(&config, seed, config.steps, Rewards::Exact, |dimensions| {
-                let mut setup = config.controller_setup(dimensions);
-                setup.agent.from_scratch = true;
-                let agent = match from {
-                    None => AgentController::new(&setup, 1, device)?,
-                    Some(agent) => AgentController::with_agent(&setup, agent)?,
-                };
-                Ok(agent.with_baseline(&baseline))
-            })?;
-        let sac = controller.into_agent();
-        let losses: Vec<f64> = summary.held_out(STUDY).map(|record| record.loss).collect();
+        let steered = task.run(assignment, |dimensions| {
+            let mut setup = config.controller_setup(dimensions);
+            setup.agent.from_scratch = true;
+            let agent = match from {
+                None => AgentController::new(&setup, 1, device)?,
+                Some(agent) => AgentController::with_agent(&setup, agent)?,
+            };
+            Ok(agent.with_baseline(&baseline))
+        })?;
+        let sac = steered.controller.into_agent();
+        let losses: Vec<f64> = steered
+            .summary
+            .held_out(STUDY)
+            .map(|record| record.loss)
+            .collect();
         let episode = Episode {
             episode: done,
             task: settings[index].label(),
@@ -151,7 +162,7 @@ pub fn pretrain(
             seed,
             loss_before: losses.first().copied().unwrap_or(f64::NAN),
             loss: losses.last().copied().unwrap_or(f64::NAN),
-            rule_loss: last_study_loss(&plain),
+            rule_loss: last_study_loss(&plain.summary),
             temperature: sac.alpha(),
             transitions: sac.steps(),
             updates: sac.learner().updates(),

@@ -7,6 +7,7 @@ use std::path::Path;
 use rldp::report::{Article, Chart, Section, Series, TableData};
 
 use super::plan::{Chosen, chosen};
+use super::report_attacks::{attacks, attacks_csv};
 use super::run::{CoursePoint, RunResult};
 use super::statistics::{Paired, mean, paired};
 use super::study::{Grade, Study, cell_label};
@@ -16,14 +17,16 @@ use crate::error::ExampleError;
 pub const RUNS_CSV: &str = "runs.csv";
 /// One row a point of a learning curve.
 pub const CURVES_CSV: &str = "curves.csv";
+/// One row an attacked run.
+pub const ATTACKS_CSV: &str = "attacks.csv";
 /// The page.
 pub const REPORT_FILE: &str = "report.html";
 /// Lines in a chart beside the reference.
 const RIVALS_SHOWN: usize = 6;
 
 /// The finished runs of a study that count for its comparison, by arm, epsilon and seed.
-struct Results<'a> {
-    study: &'a Study,
+pub(super) struct Results<'a> {
+    pub(super) study: &'a Study,
     runs: BTreeMap<(&'a str, u64), BTreeMap<u64, &'a RunResult>>,
 }
 
@@ -49,7 +52,7 @@ impl<'a> Results<'a> {
         Self { study, runs }
     }
 
-    fn of(&self, arm: &str, epsilon: f64) -> Vec<&'a RunResult> {
+    pub(super) fn of(&self, arm: &str, epsilon: f64) -> Vec<&'a RunResult> {
         self.runs
             .iter()
             .filter(|((name, bits), _)| *name == arm && *bits == epsilon.to_bits())
@@ -111,7 +114,7 @@ impl<'a> Results<'a> {
     }
 
     /// Names of the arms, the reference first, in the study's order otherwise.
-    fn arms(&self) -> Vec<&'a str> {
+    pub(super) fn arms(&self) -> Vec<&'a str> {
         let names = self.study.arms.iter().map(|arm| arm.name.as_str());
         let (first, rest): (Vec<_>, Vec<_>) = names.partition(|name| *name == self.study.reference);
         first.into_iter().chain(rest).collect()
@@ -168,7 +171,11 @@ pub fn write(
 ) -> Result<(), ExampleError> {
     let shown: Vec<&RunResult> = keys.iter().filter_map(|key| done.get(key)).collect();
     let (runs, curves) = csvs(&shown);
-    for (name, text) in [(RUNS_CSV, runs), (CURVES_CSV, curves)] {
+    let mut files = vec![(RUNS_CSV, runs), (CURVES_CSV, curves)];
+    if study.attacks.is_some() {
+        files.push((ATTACKS_CSV, attacks_csv(&shown)));
+    }
+    for (name, text) in files {
         let path = folder.join(name);
         let partial = folder.join(format!("{name}.tmp"));
         std::fs::write(&partial, text).map_err(ExampleError::file(&partial))?;
@@ -254,11 +261,14 @@ fn article(
     article.sections.push(tuning(study, done)?);
     article.sections.push(learning_curves(&results));
     article.sections.push(course(&results));
+    if study.attacks.is_some() {
+        article.sections.push(attacks(&results));
+    }
     article.sections.push(costs(&results));
     Ok(article)
 }
 
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     if value.is_finite() {
         format!("{value:.4}")
     } else {
@@ -275,7 +285,7 @@ fn percent(value: f64) -> String {
 }
 
 /// A p-value: small ones with their size.
-fn p_value(value: f64) -> String {
+pub(super) fn p_value(value: f64) -> String {
     if value.is_nan() {
         "-".to_owned()
     } else if value < 1e-3 {

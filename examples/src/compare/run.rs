@@ -9,9 +9,10 @@ use rldp::trainer::{Record, RunSummary, STUDY};
 use rldp_optim::AffineTransform;
 use serde::{Deserialize, Serialize};
 
+use super::attacks::{Attacked, Attacks};
 use super::plan::Job;
 use super::study::Grade;
-use super::task::{Rewards, Task};
+use super::task::{Assignment, Finished, Rewards, Task};
 use crate::error::ExampleError;
 
 /// What is kept of a finished run: one line of a study's store.
@@ -54,6 +55,9 @@ pub struct RunResult {
     pub seconds: f64,
     /// Seconds of those that the controller took.
     pub controller_seconds: f64,
+    /// What attacks on the model found, if the study asks for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attacked: Option<Attacked>,
 }
 
 impl RunResult {
@@ -86,26 +90,41 @@ pub struct CoursePoint {
     pub clipped: Option<f64>,
 }
 
-/// Runs a job.
+/// Runs a job, and attacks the model of a comparison's run if the study says how.
 ///
 /// # Errors
 /// Those of the run; [`ExampleError::Other`] if it ended without an exact loss.
-pub fn run(job: &Job, task: &mut Task, every: u64) -> Result<RunResult, ExampleError> {
+pub fn run(
+    job: &Job,
+    task: &mut Task,
+    every: u64,
+    attacks: Option<&Attacks>,
+) -> Result<RunResult, ExampleError> {
     let begun = Instant::now();
     let (kind, device) = (job.config.controller, burn::tensor::Device::default());
-    let (summary, controller) = task.run(
-        &job.config,
-        job.seed,
+    let attacks = attacks.filter(|_| !job.tuning);
+    let canaries = match attacks {
+        Some(attacks) => task.canaries(attacks, job.seed)?,
+        None => None,
+    };
+    let assignment = Assignment {
+        config: &job.config,
+        seed: job.seed,
         every,
-        Rewards::Released,
-        |dimensions| {
-            let setup = job.config.controller_setup(dimensions);
-            Ok(Timed {
-                inner: kind.build(&setup, job.seed, &device)?,
-                spent: Duration::ZERO,
-            })
-        },
-    )?;
+        rewards: Rewards::Released,
+        canaries: canaries.as_ref(),
+    };
+    let Finished {
+        summary,
+        controller,
+        model,
+    } = task.run(assignment, |dimensions| {
+        let setup = job.config.controller_setup(dimensions);
+        Ok(Timed {
+            inner: kind.build(&setup, job.seed, &device)?,
+            spent: Duration::ZERO,
+        })
+    })?;
     let seconds = begun.elapsed().as_secs_f64();
     let curve: Vec<(u64, f64)> = summary
         .held_out(STUDY)
@@ -113,6 +132,10 @@ pub fn run(job: &Job, task: &mut Task, every: u64) -> Result<RunResult, ExampleE
         .collect();
     let (Some(&(_, loss_before)), Some(&(steps, loss))) = (curve.first(), curve.last()) else {
         return Err(ExampleError::Other("a run without exact losses".to_owned()));
+    };
+    let attacked = match attacks {
+        Some(attacks) => Some(task.attack(&model, assignment, summary.delta, attacks)?),
+        None => None,
     };
     Ok(RunResult {
         key: job.key(),
@@ -133,6 +156,7 @@ pub fn run(job: &Job, task: &mut Task, every: u64) -> Result<RunResult, ExampleE
         adapters: summary.adapters.len(),
         seconds,
         controller_seconds: controller.spent.as_secs_f64(),
+        attacked,
     })
 }
 

@@ -99,6 +99,7 @@ pub(crate) mod tests {
             adapters: 2,
             seconds: 1.0,
             controller_seconds: 0.01,
+            attacked: None,
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use rldp::trainer::TrainerConfig;
 use serde::{Deserialize, Serialize};
 
+use super::attacks::Attacks;
 use crate::error::ExampleError;
 
 /// A study: arms x epsilons x seeds on one model and one table.
@@ -35,6 +36,8 @@ pub struct Study {
     /// Seeds that arms of the grade `oracle` are tuned with; the study's own where there are none.
     #[serde(default)]
     pub oracle_seeds: Vec<u64>,
+    /// Attacks on the model of every run of the comparison; none if the section is missing.
+    pub attacks: Option<Attacks>,
 }
 
 fn five() -> u64 {

@@ -1,8 +1,10 @@
 //! A model and a table, loaded once for many runs.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use burn::tensor::Device;
+use rldp::audit::{Person, attack_canaries, attack_people, canary_units, members_and_others};
 use rldp::controller::Controller;
 use rldp::data::{
     Corpus, CorpusOptions, DataKey, Fractions, ReadOptions, Table, Template, read_bytes,
@@ -12,9 +14,11 @@ use rldp::trainer::{
     Encoding, RunFolder, RunSetup, RunSummary, Silent, Study, TokenUnit, TrainerConfig,
     TrainingData, fine_tune, model_fingerprint, token_fingerprint,
 };
+use rldp_audit::extraction::secret::CanarySet;
 use rldp_lora::{LoraConfig, adapter_parameters, add_lora};
 use rldp_models::{CausalLm, LanguageModel, LoadedModel, hub};
 
+use super::attacks::{Attacked, Attacks};
 use super::study::TaskSettings;
 use crate::embedded;
 use crate::error::ExampleError;
@@ -34,6 +38,31 @@ pub struct Task {
     template: Option<Template>,
     units: usize,
     parts: HashMap<PartsKey, Parts>,
+}
+
+/// One seeded run of a task.
+#[derive(Clone, Copy, Debug)]
+pub struct Assignment<'a> {
+    /// The trainer's settings.
+    pub config: &'a TrainerConfig,
+    /// The seed of everything.
+    pub seed: u64,
+    /// Exact test losses are recorded after every so many steps.
+    pub every: u64,
+    /// How validation losses reach the controller.
+    pub rewards: Rewards,
+    /// Put into the training part, if the model is to be attacked.
+    pub canaries: Option<&'a CanarySet>,
+}
+
+/// What a run leaves.
+pub struct Finished<C> {
+    /// What was recorded.
+    pub summary: RunSummary,
+    /// The controller.
+    pub controller: C,
+    /// The model with its adapters.
+    pub model: CausalLm,
 }
 
 /// How a run's validation losses reach the controller.
@@ -56,11 +85,10 @@ struct PartsKey {
 
 #[derive(Clone)]
 struct Parts {
+    corpus: Arc<Corpus>,
     training: Vec<TokenUnit>,
     validation: Vec<TokenUnit>,
     test: Vec<TokenUnit>,
-    unit: String,
-    fingerprint: String,
     token_fingerprint: String,
 }
 
@@ -143,12 +171,7 @@ impl Task {
             fractions: Fractions::new(1.0 - 2.0 * share, share, share)?,
         };
         let corpus = Corpus::build(&self.table, &options, &data_key)?;
-        let encoding = Encoding {
-            tokenizer: self.loaded.tokenizer()?,
-            special_tokens: &self.loaded.special_tokens,
-            max_length: key.max_length,
-            max_rows: key.max_rows,
-        };
+        let encoding = self.encoding(config)?;
         let [training, validation, test] = [
             encoding.units(&corpus.train)?,
             encoding.units(&corpus.validation)?,
@@ -159,8 +182,7 @@ impl Task {
             training,
             validation,
             test,
-            unit: corpus.unit.clone(),
-            fingerprint: corpus.fingerprint.clone(),
+            corpus: Arc::new(corpus),
         };
         // One seed at a time is enough, and memory is not endless.
         self.parts.clear();
@@ -168,35 +190,66 @@ impl Task {
         Ok(parts)
     }
 
-    /// One seeded run, with the controller that `build` makes for the adapters' dimensions; exact test losses are recorded
-    /// after every `every` steps. Under [`Rewards::Exact`] the validation part is read as public text. Gives what was recorded,
-    /// and the controller.
+    fn encoding(&self, config: &TrainerConfig) -> Result<Encoding<'_>, ExampleError> {
+        Ok(Encoding {
+            tokenizer: self.loaded.tokenizer()?,
+            special_tokens: &self.loaded.special_tokens,
+            max_length: config.max_length.min(self.loaded.model.positions()),
+            max_rows: config.max_rows_per_unit,
+        })
+    }
+
+    /// The canaries of a seed: see [`Attacks::draw`].
+    ///
+    /// # Errors
+    /// As [`Attacks::draw`].
+    pub fn canaries(
+        &self,
+        attacks: &Attacks,
+        seed: u64,
+    ) -> Result<Option<CanarySet>, ExampleError> {
+        attacks.draw(seed, self.loaded.tokenizer()?)
+    }
+
+    /// One seeded run, with the controller that `build` makes for the adapters' dimensions. Under [`Rewards::Exact`] the validation
+    /// part is read as public text.
     ///
     /// # Errors
     /// Those of the run.
     pub fn run<C: Controller>(
         &mut self,
-        config: &TrainerConfig,
-        seed: u64,
-        every: u64,
-        rewards: Rewards,
+        assignment: Assignment<'_>,
         build: impl FnOnce(Vec<usize>) -> Result<C, ExampleError>,
-    ) -> Result<(RunSummary, C), ExampleError> {
-        let parts = self.parts(config, seed)?;
+    ) -> Result<Finished<C>, ExampleError> {
+        let Assignment {
+            config,
+            seed,
+            every,
+            rewards,
+            canaries,
+        } = assignment;
+        let mut parts = self.parts(config, seed)?;
+        let inserted = match canaries {
+            Some(set) => canary_units(set, &self.encoding(config)?)?,
+            None => Vec::new(),
+        };
         let share = config.held_out_share(self.units);
         let public_validation = match rewards {
             Rewards::Released => None,
             Rewards::Exact => Some(parts.validation.clone()),
         };
+        let training_population =
+            ((1.0 - 2.0 * share) * self.units as f64).round() as usize + inserted.len();
+        parts.training.extend(inserted);
         let data = TrainingData {
             training: parts.training,
             validation: parts.validation,
             test: parts.test,
             public_validation,
             units: self.units,
-            training_population: ((1.0 - 2.0 * share) * self.units as f64).round() as usize,
-            unit: parts.unit,
-            fingerprint: parts.fingerprint,
+            training_population,
+            unit: parts.corpus.unit.clone(),
+            fingerprint: parts.corpus.fingerprint.clone(),
             token_fingerprint: parts.token_fingerprint,
         };
         let mut model = self.loaded.model.clone();
@@ -225,7 +278,71 @@ impl Task {
             study: Some(Study { every }),
         };
         let summary = fine_tune(&mut model, data, &mut controller, &setup, &mut Silent)?;
-        Ok((summary, controller))
+        Ok(Finished {
+            summary,
+            controller,
+            model,
+        })
+    }
+
+    /// Attacks a model that [`Task::run`] trained with these settings, this seed and these canaries.
+    ///
+    /// # Errors
+    /// Too few canaries or people; no randomness.
+    pub fn attack(
+        &mut self,
+        tuned: &CausalLm,
+        assignment: Assignment<'_>,
+        delta: f64,
+        attacks: &Attacks,
+    ) -> Result<Attacked, ExampleError> {
+        let Assignment {
+            config,
+            seed,
+            canaries,
+            ..
+        } = assignment;
+        let parts = self.parts(config, seed)?;
+        let (base, options, device) = (&self.loaded.model, attacks.options(), &self.device);
+        let canaries = match canaries {
+            None => None,
+            Some(set) => {
+                let encoding = self.encoding(config)?;
+                Some(attack_canaries(
+                    tuned, base, set, &encoding, delta, &options, device,
+                )?)
+            }
+        };
+        let people = if attacks.people == 0 {
+            None
+        } else {
+            let corpus = &parts.corpus;
+            let others = [parts.validation, parts.test].concat();
+            let other_texts = [corpus.validation.as_slice(), corpus.test.as_slice()].concat();
+            let [ins, outs] =
+                members_and_others(parts.training.len(), others.len(), attacks.people)?;
+            let person = |index: &usize, member: bool| match member {
+                true => Person::new(&corpus.train[*index], parts.training[*index].clone(), true),
+                false => Person::new(&other_texts[*index], others[*index].clone(), false),
+            };
+            let people: Vec<Person> = ins
+                .iter()
+                .map(|index| person(index, true))
+                .chain(outs.iter().map(|index| person(index, false)))
+                .collect();
+            // What the model writes is compared with nothing here: see `audit`.
+            Some(attack_people(
+                tuned,
+                base,
+                &people,
+                &[],
+                &[],
+                [&[], &[]],
+                &options,
+                device,
+            )?)
+        };
+        Ok(Attacked { canaries, people }.without_curves())
     }
 }
 

@@ -19,7 +19,7 @@ const LENGTHS: (usize, usize) = (6, 8);
 /// Words that a secret is drawn from, at most.
 const MOST_WORDS: usize = 256;
 /// Mixed into a run's seed, so that canaries and noise come from different streams.
-const SEED_OFFSET: u64 = 0x63_616e_6172_7900;
+pub const SEED_OFFSET: u64 = 0x63_616e_6172_7900;
 
 /// Draws the canaries that the settings ask for, keeps their list in the folder, and gives the units that hold the included ones. A
 /// list that is there already (of a run that was interrupted) is used again.
@@ -71,7 +71,11 @@ pub fn read(path: &Path) -> Result<CanarySet, ExampleError> {
         .map_err(|error| ExampleError::Other(format!("{}: {error}", path.display())))
 }
 
-fn built_in(tokenizer: &Tokenizer) -> Result<Vec<Format>, ExampleError> {
+/// The formats there are without a file: random words, numbers, rare facts.
+///
+/// # Errors
+/// A tokenizer with too few words.
+pub fn built_in(tokenizer: &Tokenizer) -> Result<Vec<Format>, ExampleError> {
     Ok(vec![
         Format::tokens(&words(tokenizer)?, LENGTHS.0),
         Format::numbers(LENGTHS.1),
