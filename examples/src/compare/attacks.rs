@@ -177,3 +177,55 @@ fn reference(attacks: &[NamedAttack]) -> Option<&MembershipReport> {
     let attack = attacks.iter().find(|attack| attack.name == name)?;
     Some(&attack.report)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use rldp::audit::ExtractionGroup;
+    use rldp_audit::attack::membership;
+
+    /// Means over canaries and not over groups, of those that were in; no number where nothing was attacked.
+    #[test]
+    fn figures_are_those_of_the_canaries_that_were_in() {
+        let group =
+            |included: bool, canaries: usize, exposure: f64, completed: usize| ExtractionGroup {
+                format: String::new(),
+                bits: 20.0,
+                repeats: 1,
+                included,
+                canaries,
+                exposure_sampled: 0.0,
+                exposure_extrapolated: exposure,
+                exposure_largest: exposure,
+                fit_p_value: 0.5,
+                completed,
+                sampled: 0,
+            };
+        let attack = |name: &str, members: &[f64]| NamedAttack {
+            name: name.to_owned(),
+            report: membership(members, &[0.0, 1.0], &[0.01], 0.95).unwrap(),
+        };
+        let attacked = Attacked {
+            canaries: Some(CanaryReport {
+                canaries: 6,
+                attacks: vec![
+                    attack("loss", &[0.5, 0.5]),
+                    attack("reference", &[2.0, 3.0]),
+                ],
+                bound: None,
+                groups: vec![
+                    group(true, 3, 2.0, 0),
+                    group(true, 1, 10.0, 1),
+                    group(false, 2, 99.0, 2),
+                ],
+            }),
+            people: None,
+        };
+        let [auc, exposure, completed, bound, people, rate] = attacked.figures();
+        assert_eq!((auc, exposure, completed), (1.0, 4.0, 0.25));
+        assert!(bound.is_nan() && people.is_nan() && rate.is_nan());
+        let stored = attacked.without_curves();
+        assert!(stored.canaries.unwrap().attacks[0].report.curve.is_empty());
+    }
+}

@@ -292,6 +292,10 @@ mod tests {
         let mut other = jobs[0].clone();
         other.config.beta_2 = 0.95;
         assert_ne!(other.key(), jobs[0].key());
+        // An attacked run has canaries among its data.
+        let mut attacked = jobs[0].clone();
+        attacked.attacks = Some(Attacks::default());
+        assert_ne!(attacked.key(), jobs[0].key());
         // The agent's settings make another run of the agent, and the same one of a rival; and the other way round.
         let changed = |job: &Job, agent: bool| {
             let mut other = job.clone();

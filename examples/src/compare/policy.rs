@@ -139,7 +139,8 @@ pub fn pretrain(
         let from = agent.take();
         let steered = task.run(assignment, |dimensions| {
             let mut setup = config.controller_setup(dimensions);
-            setup.agent.from_scratch = true;
+            // Not from the shipped policy, but from another curriculum's if one is named.
+            setup.agent.from_scratch = setup.agent.policy.is_none();
             let agent = match from {
                 None => AgentController::new(&setup, 1, device)?,
                 Some(agent) => AgentController::with_agent(&setup, agent)?,

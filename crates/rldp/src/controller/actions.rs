@@ -96,9 +96,9 @@ impl ActionSpace {
         sum / kinds.len().max(1) as f64
     }
 
-    /// The rule's decision moved by an action; the zero action is the rule itself. Components are clamped to [-1, 1], and
-    /// what is missing or no number counts as zero. `last_factor` is the factor on the rule's learning rate in force, which moves by
-    /// at most [`Bounds::learning_rate_step`].
+    /// The rule's decision moved by an action; the zero action is the rule itself until the learning rate was moved. Components
+    /// are clamped to [-1, 1], and what is missing or no number counts as zero. `last_factor` is the factor on the rule's learning
+    /// rate in force: the action moves it by at most [`Bounds::learning_rate_step`], and it stays where it was moved.
     #[must_use]
     pub fn apply(&self, rule: &WarmUpRule, action: &[Vec<f32>], last_factor: f64) -> Decision {
         let bounds = &self.bounds;
@@ -134,10 +134,11 @@ impl ActionSpace {
                     continue;
                 }
                 RowKind::Pace => {
-                    let wanted = bounds.learning_rate_factor.powf(component(row, 0));
-                    let step = bounds.learning_rate_step.max(1.0);
-                    decision.learning_rate_factor *=
-                        wanted.clamp(last_factor / step, last_factor * step);
+                    // What the agent has moved so far stays: the rule answers each interval in the same way, and only the sum of
+                    // many answers finds a rate that is far off.
+                    let range = bounds.learning_rate_factor;
+                    let step = bounds.learning_rate_step.powf(component(row, 0));
+                    decision.learning_rate_factor *= (last_factor * step).clamp(1.0 / range, range);
                     decision.beta_1 = (decision.beta_1
                         + bounds.beta_1_distance * component(row, 1))
                     .clamp(0.0, 0.99);

@@ -11,7 +11,7 @@ pub struct Bounds {
     pub clipping_factor: f64,
     /// Largest factor on, and divisor of, an adapter's noise weight; 1 switches the action off.
     pub weight_factor: f64,
-    /// Largest factor on, and divisor of, the learning rate; 1 switches the action off.
+    /// Largest factor on, and divisor of, the rule's learning rate; 1 switches the action off.
     pub learning_rate_factor: f64,
     /// Largest change of the learning-rate factor in one decision, as a ratio.
     pub learning_rate_step: f64,
@@ -42,6 +42,19 @@ impl Bounds {
         averaging_distance: 0.0,
     };
 
+    /// The ranges of design.md, section 5, for arms that move what the default leaves to the rule.
+    pub const FULL: Self = Self {
+        clipping_factor: 2.0,
+        weight_factor: 2.0,
+        learning_rate_factor: 4.0,
+        learning_rate_step: 1.4,
+        beta_1_distance: 0.1,
+        noise_factor: 1.25,
+        noise_correction_distance: 1.0,
+        denoising_distance: 0.5,
+        averaging_distance: 0.9,
+    };
+
     /// The first slack that is negative or no number, else zero: factors start at one, distances at zero.
     #[must_use]
     pub fn smallest_slack(&self) -> f64 {
@@ -63,17 +76,14 @@ impl Bounds {
 }
 
 impl Default for Bounds {
+    /// The pace alone: the rule already follows the clipped shares and splits the noise by dimension, and on public text moves
+    /// around that cost more than they gained.
     fn default() -> Self {
         Self {
-            clipping_factor: 1.2,
-            weight_factor: 1.2,
-            learning_rate_factor: 2.0,
-            learning_rate_step: 1.4,
-            beta_1_distance: 0.1,
-            noise_factor: 1.25,
-            noise_correction_distance: 0.0,
-            denoising_distance: 0.0,
-            averaging_distance: 0.0,
+            learning_rate_factor: Self::FULL.learning_rate_factor,
+            learning_rate_step: Self::FULL.learning_rate_step,
+            beta_1_distance: Self::FULL.beta_1_distance,
+            ..Self::NONE
         }
     }
 }

@@ -178,6 +178,11 @@ impl ControllerKind {
     pub fn agent_options(self, given: &AgentOptions) -> AgentOptions {
         let mut options = given.clone();
         let all = given.bounds;
+        // An arm that is named for an action has it, also where the given settings leave it to the rule.
+        let range = |given: f64, full: f64| if given > 1.0 { given } else { full };
+        let clipping_factor = range(all.clipping_factor, Bounds::FULL.clipping_factor);
+        let weight_factor = range(all.weight_factor, Bounds::FULL.weight_factor);
+        let noise_factor = range(all.noise_factor, Bounds::FULL.noise_factor);
         match self {
             // Learning alone: whatever is heard.
             Self::SacScratch => {
@@ -185,16 +190,19 @@ impl ControllerKind {
                 options.loudest_noise = f64::MAX;
             }
             Self::SacFrozen => options.frozen = true,
+            // The shipped policy was trained on the pace alone: what these two move it has never seen.
             Self::SacRadii => {
+                options.from_scratch |= given.policy.is_none();
                 options.bounds = Bounds {
-                    clipping_factor: all.clipping_factor,
+                    clipping_factor,
                     ..Bounds::NONE
                 };
             }
             Self::SacNoise => {
+                options.from_scratch |= given.policy.is_none();
                 options.bounds = Bounds {
-                    weight_factor: all.weight_factor,
-                    noise_factor: all.noise_factor,
+                    weight_factor,
+                    noise_factor,
                     ..Bounds::NONE
                 };
             }
@@ -211,9 +219,9 @@ impl ControllerKind {
                 options.loudest_noise = f64::MAX;
                 options.warm_up = 1;
                 options.bounds = Bounds {
-                    clipping_factor: all.clipping_factor,
-                    weight_factor: all.weight_factor,
-                    noise_factor: all.noise_factor,
+                    clipping_factor,
+                    weight_factor,
+                    noise_factor,
                     ..Bounds::NONE
                 };
             }

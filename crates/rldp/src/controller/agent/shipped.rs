@@ -4,7 +4,7 @@ use rldp_sac::Sac;
 
 use crate::error::RldpError;
 
-/// The policy file: 56 episodes of `pretrain_policy --curriculum examples/assets/studies/policy.toml`, on generated notes and E2E
+/// The policy file: 238 episodes of `pretrain_policy --curriculum examples/assets/studies/policy.toml`, on generated notes and E2E
 /// restaurant descriptions alone (docs/results/compare/README.md).
 const POLICY: &[u8] = include_bytes!("policy.safetensors");
 
