@@ -42,7 +42,8 @@ impl Bounds {
         averaging_distance: 0.0,
     };
 
-    /// The ranges of design.md, section 5, for arms that move what the default leaves to the rule.
+    /// Everything that can be moved, over the ranges of design.md, section 5; the learning rate over twice its range, since its moves
+    /// add up. For arms that move what the default leaves to the rule.
     pub const FULL: Self = Self {
         clipping_factor: 2.0,
         weight_factor: 2.0,
